@@ -72,6 +72,8 @@ CREATE TABLE requests (
     write_hash      bytea CHECK (length(write_hash) = 32 AND (write_hash IS NULL) = (write_to IS NULL)),
     -- Nothing is signed for it from this time on, unless something was signed before. NULL: no such time.
     not_after       bigint,
+    -- The name of the route that it came by; empty where it was refused.
+    route           text NOT NULL DEFAULT '',
     -- Its producer's trace (W3C Trace Context), for its events. NULL where the message had no valid one.
     traceparent     text,
     tracestate      text CHECK (tracestate IS NULL OR traceparent IS NOT NULL),
@@ -89,6 +91,8 @@ CREATE TABLE requests (
 CREATE INDEX requests_unsettled ON requests (account, state, turn) WHERE settled_at IS NULL;
 -- What may be pruned, oldest first.
 CREATE INDEX requests_ended ON requests (settled_at) WHERE state IN ('dead', 'final');
+-- What waits at the broker for its retry.
+CREATE INDEX requests_waiting ON requests (account) WHERE state = 'retry_waiting';
 -- The next of an ordering key, found without a scan of those behind it.
 CREATE INDEX requests_ordered ON requests (order_key, order_place)
     WHERE order_key IS NOT NULL AND state <> 'final' AND state <> 'dead';
@@ -191,8 +195,25 @@ CREATE TABLE outbox (
     kind           text NOT NULL CHECK (kind IN ('final', 'retry', 'dead', 'reorged')),
     body           text NOT NULL,
     reply_to       text,
-    correlation_id text
+    correlation_id text,
+    -- The id of the request that it is about.
+    request        text NOT NULL,
+    -- 1: it was published before, and an operator wants it once more.
+    is_replay      bigint NOT NULL DEFAULT 0 CHECK (is_replay = 0 OR is_replay = 1)
 );
+
+-- Events with a publisher confirm, kept for journal.keep_events so that they can be published again.
+CREATE TABLE sent_events (
+    id       bigint GENERATED ALWAYS AS IDENTITY PRIMARY KEY,
+    sent_at  bigint NOT NULL,
+    account  bigint NOT NULL REFERENCES accounts (id),
+    event_id text NOT NULL,
+    kind     text NOT NULL,
+    body     text NOT NULL,
+    request  text NOT NULL
+);
+CREATE INDEX sent_events_by_time ON sent_events (sent_at);
+CREATE INDEX sent_events_by_request ON sent_events (request);
 
 -- What happened to a request off the straight way: failures, parks, replays. The straight way stands in its own row.
 CREATE TABLE incidents (
@@ -221,6 +242,50 @@ CREATE TABLE letter_deeds (
 );
 CREATE INDEX letter_deeds_by_letter ON letter_deeds (letter, id);
 CREATE INDEX letter_deeds_by_time ON letter_deeds (at);
+
+-- Operators' orders to offer more for a request's transaction, once. The last one of each request.
+CREATE TABLE bumps (
+    request      bigint PRIMARY KEY REFERENCES requests (seq),
+    requested_at bigint NOT NULL,
+    -- Wei for one unit of gas at most, in place of fees.max_fee.
+    max_fee      bigint CHECK (max_fee >= 0),
+    -- The lane's: NULL until it has raised the price or refused that.
+    answer       text,
+    is_raised    bigint NOT NULL DEFAULT 0 CHECK (is_raised = 0 OR is_raised = 1)
+);
+CREATE INDEX bumps_open ON bumps (requested_at) WHERE answer IS NULL;
+
+-- Operators' holds: nothing new is signed for what one covers until it is released. Without an account and a route: everything.
+CREATE TABLE holds (
+    id        bigint GENERATED ALWAYS AS IDENTITY PRIMARY KEY,
+    account   bigint REFERENCES accounts (id),
+    route     text CHECK (route IS NULL OR account IS NULL),
+    since     bigint NOT NULL,
+    user_name text NOT NULL,
+    sudo_user text,
+    host      text NOT NULL,
+    reason    text NOT NULL
+);
+CREATE UNIQUE INDEX holds_by_scope ON holds (COALESCE(account, 0), COALESCE(route, ''));
+
+-- What operators did, each with who, when and why: kept as long as requests are.
+CREATE TABLE operator_log (
+    id        bigint GENERATED ALWAYS AS IDENTITY PRIMARY KEY,
+    at        bigint NOT NULL,
+    what      text NOT NULL,
+    -- The user that the command ran as, and the one who called it by sudo.
+    user_name text NOT NULL,
+    sudo_user text,
+    host      text NOT NULL,
+    reason    text NOT NULL,
+    -- The thing that it was done to, as far as there is one.
+    request   text,
+    account   bytea CHECK (length(account) = 20),
+    route     text,
+    -- For a person.
+    detail    text NOT NULL
+);
+CREATE INDEX operator_log_by_time ON operator_log (at);
 
 -- The instances that share the journal, each until its time runs out. By the database's clock.
 CREATE TABLE instances (

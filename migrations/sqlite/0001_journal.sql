@@ -73,6 +73,8 @@ CREATE TABLE requests (
     write_hash      BLOB CHECK (length(write_hash) = 32 AND (write_hash IS NULL) = (write_to IS NULL)),
     -- Nothing is signed for it from this time on, unless something was signed before. NULL: no such time.
     not_after       INTEGER,
+    -- The name of the route that it came by; empty where it was refused.
+    route           TEXT NOT NULL DEFAULT '',
     -- Its producer's trace (W3C Trace Context), for its events. NULL where the message had no valid one.
     traceparent     TEXT,
     tracestate      TEXT CHECK (tracestate IS NULL OR traceparent IS NOT NULL),
@@ -90,6 +92,8 @@ CREATE TABLE requests (
 CREATE INDEX requests_unsettled ON requests (account, state, turn) WHERE settled_at IS NULL;
 -- What may be pruned, oldest first.
 CREATE INDEX requests_ended ON requests (settled_at) WHERE state IN ('dead', 'final');
+-- What waits at the broker for its retry.
+CREATE INDEX requests_waiting ON requests (account) WHERE state = 'retry_waiting';
 -- The next of an ordering key, found without a scan of those behind it.
 CREATE INDEX requests_ordered ON requests (order_key, order_place)
     WHERE order_key IS NOT NULL AND state <> 'final' AND state <> 'dead';
@@ -193,8 +197,25 @@ CREATE TABLE outbox (
     kind           TEXT NOT NULL CHECK (kind = 'final' OR kind = 'retry' OR kind = 'dead' OR kind = 'reorged'),
     body           TEXT NOT NULL,
     reply_to       TEXT,
-    correlation_id TEXT
+    correlation_id TEXT,
+    -- The id of the request that it is about.
+    request        TEXT NOT NULL,
+    -- 1: it was published before, and an operator wants it once more.
+    is_replay      INTEGER NOT NULL DEFAULT 0 CHECK (is_replay = 0 OR is_replay = 1)
 ) STRICT;
+
+-- Events with a publisher confirm, kept for journal.keep_events so that they can be published again.
+CREATE TABLE sent_events (
+    id       INTEGER PRIMARY KEY AUTOINCREMENT,
+    sent_at  INTEGER NOT NULL,
+    account  INTEGER NOT NULL REFERENCES accounts (id),
+    event_id TEXT NOT NULL,
+    kind     TEXT NOT NULL,
+    body     TEXT NOT NULL,
+    request  TEXT NOT NULL
+) STRICT;
+CREATE INDEX sent_events_by_time ON sent_events (sent_at);
+CREATE INDEX sent_events_by_request ON sent_events (request);
 
 -- What happened to a request off the straight way: failures, parks, replays. The straight way stands in its own row.
 CREATE TABLE incidents (
@@ -223,6 +244,50 @@ CREATE TABLE letter_deeds (
 ) STRICT;
 CREATE INDEX letter_deeds_by_letter ON letter_deeds (letter, id);
 CREATE INDEX letter_deeds_by_time ON letter_deeds (at);
+
+-- Operators' orders to offer more for a request's transaction, once. The last one of each request.
+CREATE TABLE bumps (
+    request      INTEGER PRIMARY KEY REFERENCES requests (seq),
+    requested_at INTEGER NOT NULL,
+    -- Wei for one unit of gas at most, in place of fees.max_fee.
+    max_fee      INTEGER CHECK (max_fee >= 0),
+    -- The lane's: NULL until it has raised the price or refused that.
+    answer       TEXT,
+    is_raised    INTEGER NOT NULL DEFAULT 0 CHECK (is_raised = 0 OR is_raised = 1)
+) STRICT;
+CREATE INDEX bumps_open ON bumps (requested_at) WHERE answer IS NULL;
+
+-- Operators' holds: nothing new is signed for what one covers until it is released. Without an account and a route: everything.
+CREATE TABLE holds (
+    id        INTEGER PRIMARY KEY,
+    account   INTEGER REFERENCES accounts (id),
+    route     TEXT CHECK (route IS NULL OR account IS NULL),
+    since     INTEGER NOT NULL,
+    user_name TEXT NOT NULL,
+    sudo_user TEXT,
+    host      TEXT NOT NULL,
+    reason    TEXT NOT NULL
+) STRICT;
+CREATE UNIQUE INDEX holds_by_scope ON holds (COALESCE(account, 0), COALESCE(route, ''));
+
+-- What operators did, each with who, when and why: kept as long as requests are.
+CREATE TABLE operator_log (
+    id        INTEGER PRIMARY KEY,
+    at        INTEGER NOT NULL,
+    what      TEXT NOT NULL,
+    -- The user that the command ran as, and the one who called it by sudo.
+    user_name TEXT NOT NULL,
+    sudo_user TEXT,
+    host      TEXT NOT NULL,
+    reason    TEXT NOT NULL,
+    -- The thing that it was done to, as far as there is one.
+    request   TEXT,
+    account   BLOB CHECK (length(account) = 20),
+    route     TEXT,
+    -- For a person.
+    detail    TEXT NOT NULL
+) STRICT;
+CREATE INDEX operator_log_by_time ON operator_log (at);
 
 -- The instances that share the journal, each until its time runs out. By this host's clock.
 CREATE TABLE instances (

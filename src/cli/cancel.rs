@@ -8,8 +8,8 @@ use clap::Args;
 use crate::cli::status::report_unknown;
 use crate::cli::{check_reason, exit, operator, say};
 use crate::config::Settings;
-use crate::journal::{CancelAnswer, CancelCommand, History};
-use crate::model::{RequestId, RequestState, TransactionState};
+use crate::journal::{CancelAnswer, History};
+use crate::model::{Order, RequestId, RequestState, TransactionState};
 
 /// How often `--wait` reads the journal.
 const CHECK: Duration = Duration::from_millis(200);
@@ -30,8 +30,7 @@ pub(super) async fn run(arguments: Arguments, settings: Settings) -> anyhow::Res
     let id = RequestId::new(&arguments.id).context("this is no request id")?;
     check_reason(&arguments.reason)?;
     let journal = settings.journal.address.open_existing().await?;
-    let command = CancelCommand { by: operator(), reason: arguments.reason };
-    let answer = journal.cancel(&id, command).await?;
+    let answer = journal.cancel(&id, Order::new(operator(), arguments.reason)).await?;
     let mut history = journal.history(&id).await?;
     if let CancelAnswer::Noted(state) = answer {
         let shares = history.as_ref().is_some_and(shares_its_transaction);

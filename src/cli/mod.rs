@@ -23,8 +23,10 @@ use crate::daemon::supervisor::say_why;
 use crate::journal::JournalError;
 use crate::model::text::escaped_page;
 use crate::signer::SignerError;
+use operator::{check_reason, operator};
 use unit::Unit;
 
+mod bump;
 mod cancel;
 #[path = "config.rs"]
 mod config_command;
@@ -34,13 +36,17 @@ mod doctor;
 #[cfg(test)]
 mod documents;
 mod envelope;
+mod events;
 mod generate;
 mod health;
+mod hold;
 mod init;
 mod journal;
 mod key;
+mod log;
 mod logging;
 mod manual;
+mod operator;
 mod publish;
 mod recover;
 mod reload;
@@ -69,7 +75,7 @@ pub mod exit {
     pub const CONFIG: u8 = 78;
     /// There is no such request, dead letter, record or contract.
     pub const NOT_FOUND: u8 = 1;
-    /// The request has ended already, and not by being cancelled.
+    /// The request has ended already, and not by being cancelled; or another price makes no sense for it.
     pub const TOO_LATE: u8 = 2;
     /// The thing is there, and not as it should be: a record with another content, a contract that a signer may not write to.
     pub const ANOTHER: u8 = 2;
@@ -134,8 +140,19 @@ enum Command {
     Journal(journal::Command),
     /// Cancel one request: it becomes a dead letter, unless its write lands first.
     Cancel(cancel::Arguments),
+    /// Offer more for the transaction of one request, once.
+    Bump(bump::Arguments),
+    /// Publish events once more.
+    #[command(subcommand)]
+    Events(events::Command),
+    /// Let nothing new be signed: for an account, for a route, or at all.
+    Hold(hold::Arguments),
+    /// Let what was held go on.
+    Release(hold::Arguments),
     /// Bring a new or restored journal up to what the chain has.
     Recover(recover::Arguments),
+    /// Show what operators did: who, when and why.
+    Log(log::Arguments),
     /// Write completions for a shell, or manual pages; needs no configuration.
     #[command(subcommand)]
     Generate(generate::Command),
@@ -266,7 +283,12 @@ async fn perform(command: Command, settings: Settings, source: Source) -> anyhow
         Command::Status(arguments) => status::run(arguments, settings).await,
         Command::Journal(command) => journal::run(command, &settings).await,
         Command::Cancel(arguments) => cancel::run(arguments, settings).await,
+        Command::Bump(arguments) => bump::run(arguments, settings).await,
+        Command::Events(command) => events::run(command, settings).await,
+        Command::Hold(arguments) => hold::hold(arguments, settings).await,
+        Command::Release(arguments) => hold::release(arguments, settings).await,
         Command::Recover(arguments) => recover::run(arguments, settings).await,
+        Command::Log(arguments) => log::run(arguments, settings).await,
         Command::Contract(command) => contract::run(command, &settings).await,
         Command::Verify(arguments) => verify::run(arguments, settings).await,
         Command::Dead(command) => dead::run(command, &settings).await,
@@ -302,27 +324,6 @@ fn code_of(error: &anyhow::Error) -> u8 {
     } else {
         exit::SOFTWARE
     }
-}
-
-/// Returns the user by the environment, and the host. This is for the record and gives no rights.
-fn operator() -> String {
-    let name = ["SUDO_USER", "USER", "LOGNAME"].into_iter().find_map(|name| std::env::var(name).ok());
-    let name = name.filter(|name| !name.is_empty()).unwrap_or_else(|| "an operator".to_owned());
-    match hostname::get() {
-        Ok(host) => format!("{name}@{}", host.to_string_lossy()),
-        Err(_) => name,
-    }
-}
-
-/// Longer reasons of operators are refused: they go into a header.
-const LONGEST_REASON_BYTES: usize = 512;
-
-fn check_reason(reason: &str) -> anyhow::Result<()> {
-    if reason.len() > LONGEST_REASON_BYTES {
-        let fault = format!("the reason is longer than {LONGEST_REASON_BYTES} bytes; make it shorter");
-        return Err(stop(exit::USAGE, fault));
-    }
-    Ok(())
 }
 
 /// Returns a progress bar that counts to `total`.

@@ -20,7 +20,7 @@ use crate::policy::routes::{contract_errors, fixed_gas};
 use crate::stages::lane::{LaneRules, OutagePolicy, Tuning};
 
 /// Prices are stored in 63 bits.
-const HIGHEST_FEE: Wei = Wei(9_000_000_000_000_000_000);
+pub const HIGHEST_FEE: Wei = Wei(9_000_000_000_000_000_000);
 
 pub(super) fn read(
     mut section: Section<'_>,

@@ -1,5 +1,6 @@
 //! The configuration: built-in defaults, a file, the environment; checked as a whole, so that all faults come at once.
 
+use std::collections::BTreeSet;
 #[cfg(any(test, feature = "fuzzing"))]
 use std::collections::HashMap;
 use std::net::SocketAddr;
@@ -10,7 +11,7 @@ use std::time::Duration;
 use crate::broker::BrokerSettings;
 use crate::chain::ClientSettings;
 use crate::journal::JournalAddress;
-use crate::model::{Gas, GasRule};
+use crate::model::{Address, Gas, GasRule};
 use crate::observe::traces::{ExporterSettings, Sampling};
 use crate::policy::admission::AdmissionRules;
 use crate::policy::letters::rules::ReplayRules;
@@ -36,6 +37,7 @@ mod signers;
 use layers::Layers;
 use sections::Bases;
 
+pub use chain::HIGHEST_FEE;
 pub use layers::Origin;
 pub use reload::Reloaded;
 pub(crate) use secrets::Places;
@@ -74,6 +76,8 @@ pub struct Settings {
     /// May change at run time, except for the limits by days, which are `[policy]`'s.
     pub tuning: Tuning,
     pub signers: Vec<SignerSection>,
+    /// Accounts of signers with `retire = true`.
+    pub retiring: BTreeSet<Address>,
     pub dead: ReplayRules,
     pub journal: JournalSection,
     /// `[traces]`, where they are exported.
@@ -96,6 +100,18 @@ impl Settings {
     /// Returns what does not fit together across sections: the key to change, and why.
     fn contradictions(&self) -> Vec<(&'static str, String)> {
         let mut found = Vec::new();
+        let shared = self.admission.routes.iter().find(|route| route.max_open.is_some());
+        if let Some(Route { name, .. }) = shared.filter(|_| self.admission.order_by.is_some()) {
+            let problem = format!(
+                "is set, and {name}.max_open too: what waits at the broker for room would lose its order; remove one of them"
+            );
+            found.push(("request.order_by", problem));
+        }
+        if !self.signers.is_empty() && self.retiring.len() == self.signers.len() {
+            let problem =
+                "every one that runs has retire = true, so none takes new messages; add one, or set it to false";
+            found.push(("signer", problem.to_owned()));
+        }
         for Route { name, gas, .. } in &self.admission.routes {
             if let (GasRule::Fixed(gas), Some(most)) = (gas, self.tuning.limits.gas_per_hour)
                 && *gas > most
@@ -142,6 +158,8 @@ pub struct JournalSection {
     pub address: JournalAddress,
     /// How long settled requests are kept.
     pub retention: Duration,
+    /// How long published events are kept.
+    pub keep_events: Duration,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

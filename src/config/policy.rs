@@ -7,6 +7,7 @@ use crate::config::reader::{Findings, Section, or_off, tables, texts};
 use crate::model::{Gas, Reason, Wei};
 use crate::policy::admission::AdmissionRules;
 use crate::policy::batch::{BatchKind, Batching};
+use crate::policy::limits::Limits;
 use crate::policy::permits::{Allowed, Named, Permits};
 
 pub(super) fn read(mut section: Section<'_>) -> Permits {
@@ -71,6 +72,17 @@ fn named(section: &mut Section<'_>, value: &Value) -> Vec<Named> {
         }
     }
     named
+}
+
+/// Reads `[limits]`; what counts by days is `[policy]`'s.
+pub(super) fn limits(mut section: Section<'_>, permits: &Permits) -> Limits {
+    Limits {
+        writes_per_second: section.number_or_off("writes_per_second", 1..=10_000),
+        in_flight: section.number_or_off("in_flight", 1..=1_000_000),
+        gas_per_hour: section.number_or_off("gas_per_hour", 21_000..=1_000_000_000_000_000).map(Gas),
+        value_per_day: permits.value_per_day,
+        fee_per_day: permits.fee_per_day,
+    }
 }
 
 #[cfg(test)]

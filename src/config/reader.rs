@@ -115,6 +115,11 @@ impl<'f> Section<'f> {
         self.keys.entry(key).or_insert_with(|| value.into());
     }
 
+    /// Returns the text of a key, which is still to be read.
+    pub(super) fn shown(&self, key: &str) -> Option<&str> {
+        self.keys.get(key).and_then(Value::as_str)
+    }
+
     /// Returns whether the key is set to this text.
     pub(super) fn is(&self, key: &str, text: &str) -> bool {
         self.keys.get(key).and_then(Value::as_str) == Some(text)

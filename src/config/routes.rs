@@ -5,6 +5,7 @@ use std::path::Path;
 use std::time::Duration;
 
 use serde_json::Value;
+use sha2::{Digest, Sha256};
 
 use crate::config::GAS_LIMITS;
 use crate::config::chain::price_or_off;
@@ -51,8 +52,14 @@ pub(super) fn read(write: Option<Value>, routes: Option<Value>, folder: &Path, f
         }
         let name = section.take("name").and_then(|name| name.as_str().map(str::to_owned));
         let name = name.unwrap_or_else(|| section.name().to_owned());
+        if name.is_empty() || name.chars().any(char::is_control) {
+            section.fault("name", "must be one or more characters that can be shown");
+        }
         let matches = matches(&mut section);
-        route(name, matches, section, folder)
+        section.set_default("max_open", "off");
+        let max_open = section.number_or_off("max_open", 1..=1_000_000);
+        let files = files(&section, folder);
+        Route { max_open, files, ..route(name, matches, section, folder) }
     });
     routes.unwrap_or_default()
 }
@@ -101,7 +108,8 @@ fn route(name: String, matches: Match, mut section: Section<'_>, folder: &Path) 
             (Calldata::Record(kept), records::many(kept))
         }
     };
-    Route { name, matches, schema, to: Some(to), value, gas, max_fee, calldata, many, errors, expires }
+    let (max_open, files) = (None, Vec::new());
+    Route { name, matches, schema, to: Some(to), value, gas, max_fee, calldata, many, errors, expires, max_open, files }
 }
 
 /// Reads for how long messages are of use.
@@ -138,7 +146,8 @@ fn carried(
         section.fault("value", "is set, and the messages say what they pay; remove it");
     }
     let (calldata, value) = (Calldata::Carried, Amount::Fixed(Wei(0)));
-    Route { name, matches, schema, to: None, value, gas, max_fee, calldata, many: None, errors, expires }
+    let (many, max_open, files) = (None, None, Vec::new());
+    Route { name, matches, schema, to: None, value, gas, max_fee, calldata, many, errors, expires, max_open, files }
 }
 
 fn matches(section: &mut Section<'_>) -> Match {
@@ -246,6 +255,14 @@ fn schema(section: &mut Section<'_>, folder: &Path) -> Option<Schema> {
     schema.map_err(|problem| section.fault("schema", problem)).ok()
 }
 
+/// Returns the files that a route names, with hashes of what they hold. What cannot be read is a fault elsewhere.
+fn files(section: &Section<'_>, folder: &Path) -> Vec<(String, [u8; 32])> {
+    let named = ["schema", "abi"].into_iter().filter_map(|key| section.shown(key));
+    let read =
+        named.filter_map(|file| Some((file.to_owned(), Sha256::digest(fs::read(folder.join(file)).ok()?).into())));
+    read.collect()
+}
+
 /// Reads a file beside the configuration.
 fn text_of(folder: &Path, file: &str) -> Result<String, String> {
     let path = folder.join(file);
@@ -325,6 +342,23 @@ mod tests {
         assert!(matches!(routes[2].calldata, Calldata::Record(_)));
         let alone = load_text(&format!("{REST}[write]\n{TO}")).unwrap().admission.routes;
         assert!(alone[0].expires.is_none() && matches!(alone[0].calldata, Calldata::Body));
+    }
+
+    #[test]
+    fn a_route_may_have_a_share_unless_messages_have_an_order() {
+        let text = |request: &str| {
+            format!(
+                "{REST}[write]\n{TO}[request]\n{request}[[route]]\nname = \"a\"\ntype = \"a\"\nmax_open = 7\n[[route]]\n"
+            )
+        };
+        let shares = |text: &str| {
+            let routes = load_text(text).unwrap().admission.routes;
+            routes.iter().map(|route| route.max_open).collect::<Vec<_>>()
+        };
+        assert_eq!(shares(&text("")), [Some(7), None]);
+        assert!(faults(&text("order_by = \"message_id\"\n")).contains("request.order_by: is set, and a.max_open too"));
+        assert!(faults(&text("").replace("= 7", "= 0")).contains("max_open"));
+        assert!(faults(&text("").replace("name = \"a\"", "name = \"\"")).contains("name"));
     }
 
     #[test]

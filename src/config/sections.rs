@@ -8,25 +8,23 @@ use std::time::Duration;
 
 use secrecy::{ExposeSecret, SecretString};
 use serde_json::{Map, Value};
+use tokio::sync::watch;
 use url::Url;
 
 use crate::broker::{Bind, BrokerSettings, Names, Topology, TopologyMode};
 use crate::config::reader::{DAY, Findings, HOUR, MINUTE, MS, SECOND, Section, http_url, or_off, tables, texts};
-use crate::config::reload::{Prints, prints};
+use crate::config::reload::{Prints, files, prints};
 use crate::config::secrets::{Places, private_file};
 use crate::config::{
     Faults, JournalSection, LogFormat, LogSection, Settings, TracesSettings, WorkerSection, access, bind, chain,
     policy, routes, signers,
 };
 use crate::journal::JournalAddress;
-use crate::model::Gas;
 use crate::model::event::source_of;
 use crate::observe::traces::{ExporterSettings, Sampling, Tracer};
 use crate::policy::admission::{AdmissionRules, OrderBy, Ordering, Scope, TextSource};
 use crate::policy::batch::{BatchKind, Batching};
 use crate::policy::letters::rules::{ReplayRule, ReplayRules};
-use crate::policy::limits::Limits;
-use crate::policy::permits::Permits;
 use crate::policy::replies::{Allowed, ReplyRules};
 use crate::policy::retry_schedule::RetrySchedule;
 use crate::policy::routes::Route;
@@ -65,7 +63,7 @@ pub(super) fn read(values: Value, bases: &Bases<'_>) -> Result<Settings, Faults>
 fn settings(
     tables: &mut Map<String, Value>,
     &Bases { folder, places }: &Bases<'_>,
-    prints: Prints,
+    mut prints: Prints,
     findings: &mut Findings,
 ) -> Settings {
     macro_rules! section {
@@ -79,6 +77,7 @@ fn settings(
     let (id_source, scope, order_by, replies) = request(section!("request"), &broker.topology);
     let permits = Arc::new(policy::read(section!("policy")));
     let routes = routes::read(tables.remove("write"), tables.remove("route"), folder, findings);
+    prints.extend(files(&routes));
     let keeps_order = order_by.as_ref().is_some_and(|order_by| order_by.ordering == Ordering::Nonce);
     let batching = Arc::new(batching(section!("batch"), &routes, keeps_order));
     let queue = broker.topology.names.work.clone();
@@ -86,7 +85,7 @@ fn settings(
     let worker = worker(section!("worker"));
     let outage = section!("outage").choice("policy", &[("hold", OutagePolicy::Hold), ("retry", OutagePolicy::Retry)]);
     let fees = chain::fees(section!("fees"));
-    let limits = limits(section!("limits"), &admission.permits);
+    let limits = policy::limits(section!("limits"), &admission.permits);
     let lease_ttl = section!("lease").duration("ttl", 3 * SECOND..=10 * MINUTE);
     let (chain, lane, tuning) =
         chain::read(section!("chain"), &admission, batching, lease_ttl, places, (fees, limits, outage));
@@ -97,17 +96,20 @@ fn settings(
         event_source: source_of(&worker.organisation, chain.chain_id, &broker.topology.names.work),
         worker: worker.full_name(),
         names: broker.topology.names.clone(),
-        waits: waits(&schedule, park_delay),
+        waits: schedule.waits(park_delay),
         schedule,
+        newer_retries: watch::channel(None).1,
         max_hold,
         park_delay,
         publishes_in_flight: broker.publish_channels,
-        read_headers: admission.headers(),
+        read_headers: watch::channel(admission.headers()).1,
         tracer: Tracer::default(),
     };
     let (http_listen, http_token) = http(section!("http"), places);
+    let (signers, retiring) = signers::read(tables.remove("signer"), places, findings);
     Settings {
-        signers: signers::read(tables.remove("signer"), places, findings),
+        signers,
+        retiring,
         dead: dead(section!("dead")),
         journal: journal(section!("journal"), places),
         traces: traces(section!("traces"), &worker, &broker.topology.names, chain.chain_id),
@@ -168,7 +170,7 @@ fn broker(
             1 << 20..=64 << 30,
         ),
         is_ordered: single_active_consumer,
-        topology: Topology { binds, single_active_consumer, ..Topology::new(names, waits(schedule, park_delay)) },
+        topology: Topology { binds, single_active_consumer, ..Topology::new(names, schedule.waits(park_delay)) },
         topology_mode: section
             .choice("topology", &[("declare", TopologyMode::Declare), ("verify", TopologyMode::Verify)]),
         call_timeout: section.duration("call_timeout", 100 * MS..=5 * MINUTE),
@@ -214,15 +216,6 @@ fn names(section: &mut Section<'_>) -> Names {
         }
     }
     names
-}
-
-/// Returns the delay of each wait queue: one for each delay of a retry, and one for parks.
-fn waits(schedule: &RetrySchedule, park_delay: Duration) -> Vec<Duration> {
-    let mut waits = schedule.levels();
-    waits.push(park_delay);
-    waits.sort_unstable();
-    waits.dedup();
-    waits
 }
 
 /// Reads where ids and ordering keys stand, among which they are unique, and which queues get replies.
@@ -295,16 +288,6 @@ fn retry(mut section: Section<'_>) -> RetrySchedule {
     RetrySchedule::new(max_attempts, initial_delay, multiplier, max_delay)
 }
 
-fn limits(mut section: Section<'_>, permits: &Permits) -> Limits {
-    Limits {
-        writes_per_second: section.number_or_off("writes_per_second", 1..=10_000),
-        in_flight: section.number_or_off("in_flight", 1..=1_000_000),
-        gas_per_hour: section.number_or_off("gas_per_hour", 21_000..=1_000_000_000_000_000).map(Gas),
-        value_per_day: permits.value_per_day,
-        fee_per_day: permits.fee_per_day,
-    }
-}
-
 /// Reads how requests are batched. Among requests of strict ordering that are to be written, no two have the same key.
 fn batching(mut section: Section<'_>, routes: &[Route], keeps_order: bool) -> Batching {
     let kind = |route: &Route| Some(BatchKind { to: route.to?, many: route.many.clone()? });
@@ -345,7 +328,8 @@ fn journal(mut section: Section<'_>, places: &Places) -> JournalSection {
         JournalAddress::Postgres(_) => address,
     };
     let retention = section.duration("retention", HOUR..=3650 * DAY);
-    JournalSection { address, retention }
+    let keep_events = section.duration("keep_events", Duration::ZERO..=3650 * DAY);
+    JournalSection { address, retention, keep_events }
 }
 
 fn traces(mut section: Section<'_>, worker: &WorkerSection, names: &Names, chain_id: u64) -> Option<TracesSettings> {

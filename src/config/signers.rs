@@ -1,5 +1,7 @@
 //! `[[signer]]`: keys in files, and keys that a server has.
 
+use std::collections::BTreeSet;
+
 use secrecy::{ExposeSecret, SecretString};
 use serde_json::Value;
 
@@ -31,11 +33,19 @@ impl SignerSection {
     }
 }
 
-pub(super) fn read(value: Option<Value>, places: &Places, findings: &mut Findings) -> Vec<SignerSection> {
+/// Returns the signers, and the accounts that take nothing new.
+pub(super) fn read(
+    value: Option<Value>,
+    places: &Places,
+    findings: &mut Findings,
+) -> (Vec<SignerSection>, BTreeSet<Address>) {
     let missing = "there is none; add [[signer]] with key_file = \"signer.key\"";
     let mut signers: Vec<SignerSection> = Vec::new();
+    let mut retiring = BTreeSet::new();
     let value = value.unwrap_or(Value::Array(Vec::new()));
     tables("signer", Some(value), missing, findings, |mut section| {
+        section.set_default("retire", false);
+        let retires = section.choice("retire", &[("false", false), ("true", true)]);
         let read = signer(&mut section, places).and_then(|signer| {
             let Some(earlier) = signers.iter().position(|known| known.address() == signer.address()) else {
                 return Ok(signer);
@@ -44,11 +54,14 @@ pub(super) fn read(value: Option<Value>, places: &Places, findings: &mut Finding
             Err((key, format!("is of the same account as signer[{}]; an account has one lane", earlier + 1)))
         });
         match read {
-            Ok(signer) => signers.push(signer),
+            Ok(signer) => {
+                retiring.extend(retires.then(|| signer.address()));
+                signers.push(signer);
+            }
             Err((key, problem)) => section.fault(key, problem),
         }
     });
-    signers
+    (signers, retiring)
 }
 
 fn signer(section: &mut Section<'_>, places: &Places) -> Result<SignerSection, Fault> {

@@ -17,15 +17,17 @@ use crate::daemon::reload::{self, Adjustable, Reloading, Triggers};
 use crate::daemon::status::{self, LaneView, Observer, RecentLines, RequestPages, Sources};
 use crate::daemon::supervisor::{Tasks, notify_systemd, while_starting};
 use crate::journal::{
-    AccountId, Instance, Journal, JournalAddress, JournalError, Lease, LetterDeeds, PostgresJournal, SqliteJournal,
+    AccountId, Actor, Instance, Journal, JournalAddress, JournalError, Lease, LetterDeeds, OperatorLog,
+    PostgresJournal, SentEvents, SqliteJournal,
 };
 use crate::model::{Heartbeat, Timestamp, ids};
 use crate::observe::metrics::{Meters, Metrics, ReplayMeter, SpanMeter};
 use crate::observe::traces::Tracer;
+use crate::policy::admission::AdmissionRules;
 use crate::signer::{LocalSigner, RemoteSigner, Signer};
 use crate::stages::claim::Serving;
 use crate::stages::dead_letters::replay_guard::ReplayGuard;
-use crate::stages::dead_letters::replayer::{OPERATOR, Replayer};
+use crate::stages::dead_letters::replayer::Replayer;
 use crate::stages::lane::{LaneSettings, LaneSignals, LaneState};
 use crate::stages::pipeline::{Pipeline, PipelineSettings, Seams, Stage, Stops};
 use crate::stages::settle::SettleSettings;
@@ -70,7 +72,7 @@ pub async fn run(settings: Settings, recent: RecentLines, reloading: Reloading) 
 /// asks for that.
 type Parts = (RecentLines, Reloading, Signal);
 
-async fn run_with<J: Journal + LetterDeeds + 'static>(
+async fn run_with<J: Journal + LetterDeeds + OperatorLog + SentEvents + 'static>(
     journal: J,
     settings: Settings,
     parts: Parts,
@@ -103,7 +105,7 @@ struct Daemon<'s, J> {
     tokens: Tokens,
 }
 
-impl<J: Journal + LetterDeeds + 'static> Daemon<'_, J> {
+impl<J: Journal + LetterDeeds + OperatorLog + SentEvents + 'static> Daemon<'_, J> {
     /// Builds all parts, connects them, and spawns their tasks. Returns the lanes.
     async fn start(&mut self, (recent, reloading, hangups): Parts) -> anyhow::Result<Vec<(AccountId, LaneSignals)>> {
         let (settings, journal) = (self.settings, Arc::clone(&self.journal));
@@ -148,6 +150,7 @@ impl<J: Journal + LetterDeeds + 'static> Daemon<'_, J> {
             flow: flow.clone(),
             serving: serving.clone(),
             lanes: settings.signers.iter().zip(&lanes).map(|(signer, (_, signals))| view(signer, signals)).collect(),
+            retiring: adjustable.retiring.subscribe(),
             node,
             journal,
             intake: meters.intake.clone(),
@@ -160,7 +163,7 @@ impl<J: Journal + LetterDeeds + 'static> Daemon<'_, J> {
         let hunger = lanes.iter().map(|(_, signals)| signals.is_hungry.subscribe()).collect();
         let sessions = broker.run(deliver, flow, hunger, self.tokens.stages.intake.clone(), self.tokens.broker.clone());
         self.tasks.spawn_endless("broker", sessions);
-        self.spawn_replayer(replay, serving.clone());
+        self.spawn_replayer(replay, adjustable.admission.subscribe(), serving.clone());
         self.spawn_reloads(reloading, adjustable, hangups);
         self.spawn_systemd((broker_state, serving), &lanes, publish_stuck);
         Ok(lanes)
@@ -186,16 +189,21 @@ impl<J: Journal + LetterDeeds + 'static> Daemon<'_, J> {
         }
     }
 
-    fn spawn_replayer(&mut self, meter: ReplayMeter, mut serving: watch::Receiver<Serving>) {
+    fn spawn_replayer(
+        &mut self,
+        meter: ReplayMeter,
+        admission: watch::Receiver<AdmissionRules>,
+        mut serving: watch::Receiver<Serving>,
+    ) {
         let Self { settings, journal, .. } = self;
         if settings.dead.rules.is_empty() {
             return;
         }
         let replayer = Replayer {
             rules: settings.dead.clone(),
-            admission: settings.admission.clone(),
+            admission,
             broker: settings.broker.clone(),
-            guard: ReplayGuard::new(journal.clone(), OPERATOR.to_owned(), settings.journal.retention),
+            guard: ReplayGuard::new(journal.clone(), Actor::Rule, settings.journal.retention),
             instances: journal.clone(),
             owner: Arc::clone(&self.owner),
             meter,
@@ -264,17 +272,25 @@ impl<J: Journal + LetterDeeds + 'static> Daemon<'_, J> {
             account: *account,
             rules: settings.lane.clone(),
             tuning: adjustable.tuning.subscribe(),
+            newer_routes: adjustable.routes.subscribe(),
             owner: Arc::clone(owner),
             tracer: tracer.clone(),
         };
         PipelineSettings {
             lanes: accounts.iter().map(lane).collect(),
-            admission: settings.admission.clone(),
-            settle: SettleSettings { tracer: tracer.clone(), ..settings.settle.clone() },
+            admission: adjustable.admission.subscribe(),
+            retiring: adjustable.retiring.subscribe(),
+            settle: SettleSettings {
+                tracer: tracer.clone(),
+                read_headers: adjustable.read_headers.subscribe(),
+                newer_retries: adjustable.retries.subscribe(),
+                ..settings.settle.clone()
+            },
             replies: Arc::clone(&settings.replies),
             max_open: adjustable.max_open.subscribe(),
             upkeep: Pace::of(
                 settings.journal.retention,
+                settings.journal.keep_events,
                 settings.settle.waits.iter().max().copied().unwrap_or_default(),
             ),
             lease_ttl: settings.lane.lease_ttl,
@@ -365,6 +381,9 @@ fn status_line(broker: &BrokerState, serving: &Serving, lanes: &[watch::Receiver
         let lane = lane.borrow();
         let throttled = lane.throttled.map_or(String::new(), |throttled| format!(", throttled by {throttled}"));
         let block = lane.head.map_or("no block seen".to_owned(), |head| format!("block {head}"));
+        if let Some(hold) = &lane.hold {
+            return format!("{}, {} in flight", hold.text(), lane.in_flight);
+        }
         match &lane.paused {
             Some((reason, detail)) => format!("paused ({reason}): {detail}"),
             None if !lane.is_owner => "stands by".to_owned(),

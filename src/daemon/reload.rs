@@ -1,5 +1,6 @@
 //! SIGHUP, or a command's request: the configuration is read once more, and what is safe to change at run time is taken over.
 
+use std::collections::BTreeSet;
 use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
@@ -7,8 +8,12 @@ use tokio::signal::unix::Signal;
 use tokio::sync::{mpsc, oneshot, watch};
 use tracing::{error, info, warn};
 
+use crate::broker;
 use crate::config::{Faults, Reloaded, Settings};
-use crate::stages::lane::Tuning;
+use crate::model::Address;
+use crate::policy::admission::AdmissionRules;
+use crate::stages::lane::{RouteRules, Tuning};
+use crate::stages::settle::Retries;
 
 pub struct Reloading {
     /// Reads the configuration; may take as long as it takes to open a keystore.
@@ -21,16 +26,41 @@ pub struct Reloading {
 pub struct Adjustable {
     pub tuning: watch::Sender<Tuning>,
     pub max_open: watch::Sender<u64>,
+    /// `[request]`, `[write]`, `[[route]]` and `[policy]`, for intake and for dead letters.
+    pub admission: watch::Sender<AdmissionRules>,
+    /// Passes lanes their part of them; nothing before the first reload.
+    pub routes: watch::Sender<Option<RouteRules>>,
+    /// Headers that copies keep.
+    pub read_headers: watch::Sender<BTreeSet<String>>,
+    pub retiring: watch::Sender<BTreeSet<Address>>,
+    /// Nothing before the first reload.
+    pub retries: watch::Sender<Option<Retries>>,
 }
 
 impl Adjustable {
     pub fn new(settings: &Settings) -> Self {
-        Self { tuning: watch::Sender::new(settings.tuning), max_open: watch::Sender::new(settings.worker.max_open) }
+        Self {
+            tuning: watch::Sender::new(settings.tuning),
+            max_open: watch::Sender::new(settings.worker.max_open),
+            admission: watch::Sender::new(settings.admission.clone()),
+            routes: watch::Sender::new(None),
+            read_headers: watch::Sender::new(settings.admission.headers()),
+            retiring: watch::Sender::new(settings.retiring.clone()),
+            retries: watch::Sender::new(None),
+        }
     }
 
+    /// Sets all of it before anything else runs: the tasks share one thread, and nothing here waits. Copies keep what they kept,
+    /// too: messages of before are at the broker.
     fn set(&self, settings: &Settings) {
+        self.read_headers.send_modify(|headers| headers.extend(settings.admission.headers()));
         self.tuning.send_replace(settings.tuning);
         self.max_open.send_replace(settings.worker.max_open);
+        self.routes.send_replace(Some((&settings.lane).into()));
+        self.admission.send_replace(settings.admission.clone());
+        self.retiring.send_replace(settings.retiring.clone());
+        let (schedule, waits) = (settings.settle.schedule.clone(), settings.settle.waits.clone());
+        self.retries.send_replace(Some(Retries { schedule, waits }));
     }
 }
 
@@ -68,13 +98,19 @@ pub async fn run(mut running: Settings, reloading: Reloading, adjustable: Adjust
         let load = Arc::clone(&load);
         let read = tokio::task::spawn_blocking(move || load()).await;
         let read = read.unwrap_or_else(|_| Err(Faults(vec!["- reading it panicked; see the log".to_owned()])));
-        let outcome = match read.and_then(|new| running.reloaded(new)) {
+        let reloaded = match read.and_then(|new| running.reloaded(new)) {
+            Ok(reloaded) => make_waits(&running, &reloaded.settings).await.map(|()| reloaded),
+            Err(faults) => Err(faults),
+        };
+        let outcome = match reloaded {
             Err(Faults(faults)) => {
                 log_faults(&faults);
                 Outcome { faults, ..Outcome::default() }
             }
             Ok(Reloaded { settings, taken_over, need_restart }) => {
-                adjustable.set(&settings);
+                if !taken_over.is_empty() {
+                    adjustable.set(&settings);
+                }
                 set_log_level(settings.log.level);
                 running = settings;
                 log_changes(&taken_over, &need_restart);
@@ -88,6 +124,16 @@ pub async fn run(mut running: Settings, reloading: Reloading, adjustable: Adjust
     }
 }
 
+/// Makes the wait queues of new delays, or checks that they are there, before a copy can be for one of them.
+async fn make_waits(running: &Settings, new: &Settings) -> Result<(), Faults> {
+    if running.settle.waits == new.settle.waits {
+        return Ok(());
+    }
+    let made = broker::check(&new.broker, new.broker.topology_mode).await;
+    let fault = |error| Faults(vec![format!("- retry: the wait queues of its delays are not there: {error}")]);
+    made.map(drop).map_err(fault)
+}
+
 fn log_faults(faults: &[String]) {
     for fault in faults {
         let fault = fault.trim_start_matches("- ");
@@ -99,8 +145,8 @@ fn log_changes(taken_over: &[String], need_restart: &[String]) {
     if taken_over.is_empty() && need_restart.is_empty() {
         info!("the configuration was read: nothing has changed");
     }
-    if !taken_over.is_empty() {
-        info!(keys = taken_over.join(", "), "the configuration was read, and changes are taken over");
+    for key in taken_over {
+        info!(key, "the configuration was read, and this change is taken over");
     }
     if !need_restart.is_empty() {
         let keys = need_restart.join(", ");

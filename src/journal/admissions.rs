@@ -5,7 +5,7 @@ use std::collections::HashMap;
 
 use async_trait::async_trait;
 
-use crate::journal::columns::{Columns, expect_rows, fixed, number, to_i64, unsigned};
+use crate::journal::columns::{Columns, expect_rows, fixed, number, text, to_i64, unsigned};
 use crate::journal::database::{Database, Rows, SqlJournal, Statements, Value, values};
 use crate::journal::error::{JournalError, Result};
 use crate::journal::incidents::record_incidents;
@@ -26,12 +26,14 @@ pub struct Arrival {
     pub generation: Generation,
     pub body_hash: BodyHash,
     pub message: Message,
-    /// The lane that it goes to if it is new.
+    /// The lane that it goes to if it is new, or a replay.
     pub account: AccountId,
     /// Where set, requests of the same key wait for those before them.
     pub order_key: Option<OrderKey>,
     /// When it ceases to be of use. A retry keeps what was stored, like what it asks for.
     pub not_after: Option<Timestamp>,
+    /// The name of the route that it came by. A retry keeps what was stored.
+    pub route: String,
     /// `None` where no route knows what it asks for. A retry keeps what was stored when it came for the first time.
     pub write: Option<Write>,
 }
@@ -44,6 +46,8 @@ pub trait Admissions: Send + Sync {
     /// for others of their key are left out: if they kept deliveries from coming, the retry of one before them would not
     /// come either.
     async fn open_requests(&self) -> Result<Vec<(AccountId, u64)>>;
+    /// Returns how many requests of these routes are open, of those that have any.
+    async fn open_of_routes(&self, routes: Vec<String>) -> Result<Vec<(String, u64)>>;
 }
 
 #[async_trait]
@@ -74,6 +78,22 @@ impl<D: Database> Admissions for SqlJournal<D> {
         })
         .await
     }
+
+    async fn open_of_routes(&self, routes: Vec<String>) -> Result<Vec<(String, u64)>> {
+        let routes = serde_json::Value::from(routes).to_string();
+        self.read(routes, |connection, routes| Box::pin(open_of_routes(connection, routes))).await
+    }
+}
+
+async fn open_of_routes(connection: &dyn Statements, routes: &str) -> Result<Vec<(String, u64)>> {
+    let routes_in = connection.dialect().texts_in("$1");
+    let select = format!(
+        "SELECT route, count(*) AS open FROM requests WHERE settled_at IS NULL AND state {} AND route IN {routes_in} \
+         GROUP BY route ORDER BY route",
+        which(RequestState::is_open)
+    );
+    let read = |row: &dyn Columns| Ok((text(row, "count", "route")?.into_owned(), unsigned(row, "count", "open")?));
+    connection.rows("count the open requests of routes", &select, &values![routes], read).await
 }
 
 /// Admits deliveries. Of two instances that meet the same new id, the later one waits for the counter, and finds it known.
@@ -136,11 +156,11 @@ fn sort(known: Vec<(RequestId, Known)>, arrivals: &[Arrival]) -> Sorted<'_> {
 /// Names the columns that [`arrived`] fills.
 const ARRIVED: &str = "of_id text, account bigint, replay bigint, retry bigint, turn bigint, order_key bytea, \
                        write_to bytea, write_value text, write_gas bigint, write_margin bigint, write_max_fee bigint, write_data bytea, \
-                       write_hash bytea, not_after bigint, traceparent text, tracestate text, reply_to text, correlation_id text, \
+                       write_hash bytea, not_after bigint, route text, traceparent text, tracestate text, reply_to text, correlation_id text, \
                        body_hash bytea, envelope text, body bytea";
 
-fn arrived(arrival: &Arrival, turn: i64) -> Result<[Value<'_>; 21]> {
-    let Arrival { id, generation, body_hash, message, account, order_key, not_after, write } = arrival;
+fn arrived(arrival: &Arrival, turn: i64) -> Result<[Value<'_>; 22]> {
+    let Arrival { id, generation, body_hash, message, account, order_key, not_after, route, write } = arrival;
     let write = write.as_ref();
     let (gas, margin) = match write.map(|write| write.gas) {
         Some(GasRule::Fixed(gas)) => (Some(to_i64("gas", gas.0)?), None),
@@ -163,6 +183,7 @@ fn arrived(arrival: &Arrival, turn: i64) -> Result<[Value<'_>; 21]> {
         write.and_then(|write| write.data.as_deref()),
         write.map(|write| write.hash().as_bytes().to_vec()),
         not_after.map(|not_after| not_after.0),
+        route,
         trace.as_ref().map(|trace| trace.parent().to_owned()),
         trace.as_ref().and_then(TraceContext::state).map(str::to_owned),
         message.properties.reply_to.as_ref(),
@@ -181,11 +202,11 @@ async fn insert_new(
 ) -> Result<()> {
     let insert = format!(
         "INSERT INTO requests (id, account, state, replay, retry, turn, received_at, changed_at, accepted_at, order_key, \
-         order_place, write_to, write_value, write_gas, write_margin, write_max_fee, write_data, write_hash, not_after, traceparent, \
+         order_place, write_to, write_value, write_gas, write_margin, write_max_fee, write_data, write_hash, not_after, route, traceparent, \
          tracestate, reply_to, correlation_id, body_hash, envelope, body) \
          SELECT u.of_id, u.account, '{}', u.replay, u.retry, CASE WHEN u.order_key IS NULL THEN u.turn ELSE 0 END, \
          $1, $1, $1, u.order_key, CASE WHEN u.order_key IS NOT NULL THEN u.turn END, u.write_to, u.write_value, \
-         u.write_gas, u.write_margin, u.write_max_fee, u.write_data, u.write_hash, u.not_after, u.traceparent, u.tracestate, u.reply_to, \
+         u.write_gas, u.write_margin, u.write_max_fee, u.write_data, u.write_hash, u.not_after, u.route, u.traceparent, u.tracestate, u.reply_to, \
          u.correlation_id, u.body_hash, u.envelope, u.body FROM u ORDER BY u.place",
         RequestState::Accepted
     );
@@ -196,7 +217,8 @@ async fn insert_new(
 }
 
 /// Retries that came back keep their places among those of their keys, and none before them can be open. Dead letters that
-/// an operator sent back come behind them. What a replay asks for is decided anew; a retry keeps what is stored, whatever
+/// an operator sent back come behind them, and go to the account that intake chose: the one before may have retired. What a
+/// replay asks for is decided anew; a retry keeps what is stored, whatever
 /// the configuration says by now. Returns the keys whose next request may be another now.
 async fn accept_again(
     connection: &dyn Statements,
@@ -224,6 +246,8 @@ async fn accept_again(
         "write_data",
         "write_hash",
         "not_after",
+        "route",
+        "account",
     ];
     let update = format!(
         "UPDATE requests AS r SET {set}, accepted_at = $1, \

@@ -4,31 +4,15 @@ use crate::journal::columns::{Columns, text};
 use crate::journal::database::{Rows, Statements, values};
 use crate::journal::error::Result;
 use crate::journal::incidents::record_incidents;
+use crate::journal::operator_log::{self, Subject};
 use crate::journal::requests::{QUEUED_COLUMNS, QueuedRequest, queued_request, request_state, seq};
 use crate::journal::row_numbers::{AccountId, RequestSeq};
 use crate::journal::states::which;
-use crate::model::{IncidentKind, RequestId, RequestState, Timestamp};
+use crate::model::operator::text_of;
+use crate::model::{Act, IncidentKind, Order, RequestId, RequestState, Timestamp};
 
-/// An operator cancels a request.
-#[derive(Debug, Clone)]
-pub struct CancelCommand {
-    pub by: String,
-    /// May be empty.
-    pub reason: String,
-}
-
-impl CancelCommand {
-    pub fn detail(&self) -> String {
-        detail(&self.by, &self.reason)
-    }
-}
-
-fn detail(by: &str, reason: &str) -> String {
-    match reason {
-        "" => format!("cancelled by {by}"),
-        reason => format!("cancelled by {by}: {reason}"),
-    }
-}
+/// Names the deed, for a person.
+pub const CANCELLED: &str = "cancelled";
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum CancelAnswer {
@@ -46,12 +30,8 @@ pub struct Cancellation {
     pub detail: String,
 }
 
-/// Locks the request until the command is stored: the call that ends the request sees the command.
-pub async fn record_cancellation(
-    connection: &dyn Statements,
-    id: &RequestId,
-    command: &CancelCommand,
-) -> Result<CancelAnswer> {
+/// Locks the request until the order is stored: the call that ends the request sees the order.
+pub async fn record_cancellation(connection: &dyn Statements, id: &RequestId, order: &Order) -> Result<CancelAnswer> {
     let select = format!("SELECT seq, state FROM requests WHERE id = $1{}", connection.dialect().lock());
     let read = |row: &dyn Columns| Ok((seq(row)?, request_state(row)?));
     let Some((seq, state)) = connection.row("find a request", &select, &values![id.as_str()], read).await? else {
@@ -61,12 +41,14 @@ pub async fn record_cancellation(
         return Ok(CancelAnswer::TooLate(state));
     }
     let now = Timestamp::now();
-    // The first command counts; a second one changes nothing.
+    // The first order counts; a second one changes nothing.
     let insert = "INSERT INTO cancellations (request, requested_at, requested_by, reason) VALUES ($1, $2, $3, $4) \
                   ON CONFLICT DO NOTHING";
-    let values = values![seq.0, now.0, &command.by, &command.reason];
+    let values = values![seq.0, now.0, order.by.to_string(), &order.reason];
     if connection.execute("store a cancellation", insert, &values).await? == 1 {
-        record_incidents(connection, &[(seq, IncidentKind::Cancel, command.detail())], now).await?;
+        record_incidents(connection, &[(seq, IncidentKind::Cancel, order.text(CANCELLED))], now).await?;
+        let subject = Subject::request(id.as_str());
+        operator_log::record(connection, now, (Act::Cancel, order), &subject, "").await?;
     }
     Ok(CancelAnswer::Noted(state))
 }
@@ -86,13 +68,17 @@ pub async fn open_cancellations(connection: &dyn Statements, account: AccountId)
         Ok(Cancellation {
             request: queued_request(row)?,
             state: request_state(row)?,
-            detail: detail(&text(row, "cancellation", "requested_by")?, &text(row, "cancellation", "reason")?),
+            detail: text_of(
+                CANCELLED,
+                &text(row, "cancellation", "requested_by")?,
+                &text(row, "cancellation", "reason")?,
+            ),
         })
     };
     connection.rows("read the cancellations", &select, &values![account.0], cancellation).await
 }
 
-/// Deletes cancellations with their requests. One that came back from the dead would need a new command.
+/// Deletes cancellations with their requests. One that came back from the dead would need a new order.
 pub async fn forget_cancellations(
     connection: &dyn Statements,
     requests: impl IntoIterator<Item = RequestSeq>,

@@ -332,6 +332,14 @@ impl Dialect {
         if self == Self::Sqlite { format!(" INDEXED BY {index}") } else { String::new() }
     }
 
+    /// Returns the texts in the JSON array that `placeholder` holds, as a subquery.
+    pub fn texts_in(self, placeholder: &str) -> String {
+        match self {
+            Self::Sqlite => format!("(SELECT value FROM json_each({placeholder}))"),
+            Self::Postgres => format!("(SELECT json_array_elements_text({placeholder}::text::json))"),
+        }
+    }
+
     /// Returns the numbers in the JSON array that `placeholder` holds, as a subquery.
     pub fn numbers_in(self, placeholder: &str) -> String {
         match self {

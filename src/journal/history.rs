@@ -5,8 +5,10 @@ use std::collections::BTreeMap;
 use crate::journal::columns::{Columns, fixed, number, optional_fixed, optional_number, optional_text, text, unsigned};
 use crate::journal::database::{Statements, values};
 use crate::journal::error::Result;
+use crate::journal::holds::{Hold, standing};
 use crate::journal::nonces::l1_fee;
 use crate::journal::requests::seq;
+use crate::journal::row_numbers::AccountId;
 use crate::journal::signed::cause;
 use crate::model::event::BatchPlace;
 use crate::model::{Address, BlockHash, BlockNumber, Gas, Nonce, RequestId, RequestState, Timestamp, TxHash, Wei};
@@ -19,6 +21,8 @@ pub struct History {
     pub transactions: Vec<TransactionHistory>,
     /// Oldest first.
     pub incidents: Vec<Incident>,
+    /// Operators' holds that keep it from being signed, oldest first.
+    pub holds: Vec<Hold>,
 }
 
 #[derive(Debug, Clone, serde::Serialize)]
@@ -75,6 +79,8 @@ pub struct RequestSummary {
     pub changed_at: Timestamp,
     pub chain_id: u64,
     pub account: Address,
+    /// The name of the route that it came by; empty where it was refused.
+    pub route: String,
     /// `class.reason: detail` of its last failure.
     pub failure: Option<String>,
 }
@@ -85,7 +91,7 @@ const SEARCHED: u32 = 10_000;
 /// Returns up to `most` requests of a state: those that are not settled in the order of their accounts and their queues, of the
 /// others the newest first.
 pub async fn requests_of(connection: &dyn Statements, state: RequestState, most: u32) -> Result<Vec<RequestSummary>> {
-    const COLUMNS: &str = "seq, id, state, retry, replay, received_at, changed_at, account, turn, settled_at, \
+    const COLUMNS: &str = "seq, id, state, retry, replay, received_at, changed_at, account, route, turn, settled_at, \
                            failure_class, failure_reason, failure_detail";
     let (of, order) = match state.is_settled() {
         true => (format!("(SELECT {COLUMNS} FROM requests ORDER BY seq DESC LIMIT {SEARCHED})"), "r.seq DESC"),
@@ -101,29 +107,47 @@ pub async fn requests_of(connection: &dyn Statements, state: RequestState, most:
 pub async fn history(connection: &dyn Statements, id: &RequestId) -> Result<Option<History>> {
     let select =
         "SELECT r.*, a.chain_id, a.address FROM requests r JOIN accounts a ON a.id = r.account WHERE r.id = $1";
-    let read = |row: &dyn Columns| Ok((seq(row)?, summary(row)?));
-    let Some((seq, request)) = connection.row("read a request", select, &values![id.as_str()], read).await? else {
+    let read = |row: &dyn Columns| Ok((seq(row)?, AccountId(number(row, "request", "account")?), summary(row)?));
+    let Some((seq, account, request)) = connection.row("read a request", select, &values![id.as_str()], read).await?
+    else {
         return Ok(None);
     };
     let values = values![seq.0];
     let select = "SELECT s.* FROM (SELECT account, nonce FROM transactions WHERE request = $1 \
                   UNION ALL SELECT account, nonce FROM batched WHERE request = $1) t \
                   JOIN signed_transactions s ON s.account = t.account AND s.nonce = t.nonce ORDER BY s.id";
-    let read = |row: &dyn Columns| Ok((Nonce(unsigned(row, "signed transaction", "nonce")?), signed_history(row)?));
-    let mut signed: BTreeMap<Nonce, Vec<SignedHistory>> = BTreeMap::new();
-    for (nonce, one) in connection.rows("read signed transactions", select, &values, read).await? {
-        signed.entry(nonce).or_default().push(one);
+    let read = |row: &dyn Columns| Ok((place(row)?, signed_history(row)?));
+    let mut signed: BTreeMap<(i64, Nonce), Vec<SignedHistory>> = BTreeMap::new();
+    let mut order = Vec::new();
+    for (place, one) in connection.rows("read signed transactions", select, &values, read).await? {
+        let of_place = signed.entry(place).or_default();
+        order.extend(of_place.is_empty().then_some(place));
+        of_place.push(one);
     }
     let select = "SELECT t.*, CAST(0 AS bigint) AS place FROM transactions t WHERE t.request = $1 \
                   UNION ALL SELECT t.*, b.place FROM batched b \
-                  JOIN transactions t ON t.account = b.account AND t.nonce = b.nonce WHERE b.request = $1 ORDER BY nonce";
-    let mut transactions = connection.rows("read transactions", select, &values, transaction_history).await?;
-    for transaction in &mut transactions {
-        transaction.signed = signed.remove(&transaction.nonce).unwrap_or_default();
-    }
+                  JOIN transactions t ON t.account = b.account AND t.nonce = b.nonce WHERE b.request = $1";
+    let read = |row: &dyn Columns| Ok((place(row)?, transaction_history(row)?));
+    let mut found = connection.rows("read transactions", select, &values, read).await?;
+    found.sort_by_key(|(place, _)| order.iter().position(|signed| signed == place));
+    let with_signed = |(place, transaction): (_, TransactionHistory)| TransactionHistory {
+        signed: signed.remove(&place).unwrap_or_default(),
+        ..transaction
+    };
+    let transactions = found.into_iter().map(with_signed).collect();
     let select = "SELECT at, what, detail FROM incidents WHERE request = $1 ORDER BY id";
     let incidents = connection.rows("read incidents", select, &values, incident).await?;
-    Ok(Some(History { request, transactions, incidents }))
+    let mut holds = Vec::new();
+    if request.state == RequestState::Accepted.as_str() {
+        holds = standing(connection).await?;
+        holds.retain(|hold| hold.covers(account, &request.route));
+    }
+    Ok(Some(History { request, transactions, incidents, holds }))
+}
+
+/// Returns the account and the nonce: a replay may have another account.
+fn place(row: &dyn Columns) -> Result<(i64, Nonce)> {
+    Ok((number(row, "transaction", "account")?, Nonce(unsigned(row, "transaction", "nonce")?)))
 }
 
 fn summary(row: &dyn Columns) -> Result<RequestSummary> {
@@ -141,6 +165,7 @@ fn summary(row: &dyn Columns) -> Result<RequestSummary> {
         changed_at: time(row, "changed_at")?,
         chain_id: unsigned(row, "account", "chain_id")?,
         account: fixed(row, "account", "address", Address::from_slice)?,
+        route: text(row, "request", "route")?.into_owned(),
         failure,
     })
 }

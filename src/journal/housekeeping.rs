@@ -2,17 +2,19 @@
 
 use async_trait::async_trait;
 
-use crate::journal::cancellations::{CancelAnswer, CancelCommand, record_cancellation};
+use crate::journal::cancellations::{CancelAnswer, record_cancellation};
 use crate::journal::changes::Changes;
 use crate::journal::columns::{Columns, number};
 use crate::journal::database::{Database, Rows, SqlJournal, Statements, values};
 use crate::journal::error::{JournalCondition, Result};
 use crate::journal::history::{History, RequestSummary, history, requests_of};
 use crate::journal::letters;
+use crate::journal::operator_log;
 use crate::journal::overview::{JournalOverview, overview};
 use crate::journal::recovery;
+use crate::journal::sent_events;
 use crate::journal::states::which;
-use crate::model::{RequestId, RequestState, Timestamp};
+use crate::model::{Order, RequestId, RequestState, Timestamp};
 use crate::observe::metrics::JournalMeter;
 
 #[async_trait]
@@ -28,10 +30,14 @@ pub trait Upkeep: Send + Sync {
         JournalMeter::default()
     }
     /// Records that an operator cancels this request. The record is gone once the request is final or dead.
-    async fn cancel(&self, id: &RequestId, command: CancelCommand) -> Result<CancelAnswer>;
+    async fn cancel(&self, id: &RequestId, order: Order) -> Result<CancelAnswer>;
     /// Deletes up to `limit` requests that were final or dead before this time, with all that belongs to them, in the order
     /// in which the journal finds them. Returns how many.
     async fn prune(&self, before: Timestamp, limit: u32) -> Result<u64>;
+    /// Forgets up to `limit` events that were published before this time. Returns how many.
+    async fn prune_events(&self, _before: Timestamp, _limit: u32) -> Result<u64> {
+        Ok(0)
+    }
     /// Returns whether what the journal commits holds, and what its own clock says.
     async fn condition(&self) -> Result<JournalCondition> {
         Ok(JournalCondition::default())
@@ -62,11 +68,9 @@ impl<D: Database> Upkeep for SqlJournal<D> {
         self.database.meter()
     }
 
-    async fn cancel(&self, id: &RequestId, command: CancelCommand) -> Result<CancelAnswer> {
-        self.write((id.clone(), command), |connection, (id, command)| {
-            Box::pin(record_cancellation(connection, id, command))
-        })
-        .await
+    async fn cancel(&self, id: &RequestId, order: Order) -> Result<CancelAnswer> {
+        self.write((id.clone(), order), |connection, (id, order)| Box::pin(record_cancellation(connection, id, order)))
+            .await
     }
 
     async fn prune(&self, before: Timestamp, limit: u32) -> Result<u64> {
@@ -77,6 +81,13 @@ impl<D: Database> Upkeep for SqlJournal<D> {
         }
         self.write_repeatably((before, limit), |connection, (before, limit)| {
             Box::pin(prune(connection, *before, *limit))
+        })
+        .await
+    }
+
+    async fn prune_events(&self, before: Timestamp, limit: u32) -> Result<u64> {
+        self.write_repeatably((before, limit), |connection, (before, limit)| {
+            Box::pin(sent_events::forget(connection, *before, *limit))
         })
         .await
     }
@@ -122,6 +133,7 @@ async fn has_old(connection: &dyn Statements, before: Timestamp) -> Result<bool>
     }
     for select in [
         "SELECT 1 FROM letter_deeds WHERE at < $1 LIMIT 1",
+        "SELECT 1 FROM operator_log WHERE at < $1 LIMIT 1",
         "SELECT 1 FROM recovered_writes WHERE found_at < $1 AND NOT EXISTS (SELECT 1 FROM recovery) LIMIT 1",
     ] {
         if connection.row(DOING, select, &values![before.0], |_| Ok(())).await?.is_some() {
@@ -140,6 +152,7 @@ async fn prune(connection: &dyn Statements, before: Timestamp, limit: u32) -> Re
     let seq = |row: &dyn Columns| number(row, "request", "seq");
     let old = connection.rows("find old requests", &select, &values![before.0, limit], seq).await?;
     let deeds = letters::forget(connection, before, limit).await?;
+    let entries = operator_log::forget(connection, before, limit).await?;
     let foreign = recovery::forget_writes(connection, before).await?;
     let rows = Rows::of("request bigint", old.iter().map(|seq| values![*seq]));
     for delete in [
@@ -149,6 +162,7 @@ async fn prune(connection: &dyn Statements, before: Timestamp, limit: u32) -> Re
         "DELETE FROM transactions WHERE request IN (SELECT u.request FROM u)",
         "DELETE FROM incidents WHERE request IN (SELECT u.request FROM u)",
         "DELETE FROM cancellations WHERE request IN (SELECT u.request FROM u)",
+        "DELETE FROM bumps WHERE request IN (SELECT u.request FROM u)",
         "DELETE FROM requests WHERE seq IN (SELECT u.request FROM u)",
     ] {
         connection.execute_each("prune", delete, &[], &rows).await?;
@@ -157,5 +171,5 @@ async fn prune(connection: &dyn Statements, before: Timestamp, limit: u32) -> Re
         // As old as what they stood beside; there are few of them ever.
         connection.execute("prune", "DELETE FROM fillers WHERE signed_at < $1", &values![before.0]).await?;
     }
-    Ok(u64::try_from(old.len() + deeds + foreign).unwrap_or(u64::MAX))
+    Ok(u64::try_from(old.len() + deeds + entries + foreign).unwrap_or(u64::MAX))
 }

@@ -5,7 +5,8 @@ use async_trait::async_trait;
 use crate::journal::columns::{Columns, optional_text, text, to_i64, unsigned};
 use crate::journal::database::{Database, SqlJournal, Statements, values};
 use crate::journal::error::Result;
-use crate::model::{JournalId, Start, StartToken, Timestamp};
+use crate::journal::operator_log::{self, Subject};
+use crate::model::{Act, JournalId, Order, Start, StartToken, Timestamp};
 use crate::policy::marker::Standing;
 
 /// Starts that are kept before the last one that the broker has confirmed.
@@ -33,7 +34,7 @@ pub trait Identities: Send + Sync {
     /// Records that the broker has a marker with this start. An adoption is over with it.
     async fn confirm_start(&self, start: &Start) -> Result<()>;
     /// Lets the next start take the queue over from whichever journal serves it.
-    async fn adopt(&self, operator: String) -> Result<()>;
+    async fn adopt(&self, order: Order) -> Result<()>;
 }
 
 #[async_trait]
@@ -50,8 +51,15 @@ impl<D: Database> Identities for SqlJournal<D> {
         self.write_repeatably(start.clone(), |connection, start| Box::pin(confirm_start(connection, start))).await
     }
 
-    async fn adopt(&self, operator: String) -> Result<()> {
-        self.write_repeatably(operator, |connection, operator| Box::pin(adopt(connection, operator))).await
+    async fn adopt(&self, order: Order) -> Result<()> {
+        self.write(order, |connection, order| {
+            Box::pin(async move {
+                adopt(connection, &order.by.to_string()).await?;
+                let (now, subject) = (Timestamp::now(), Subject::default());
+                operator_log::record(connection, now, (Act::Adopt, order), &subject, "").await
+            })
+        })
+        .await
     }
 }
 
@@ -101,7 +109,7 @@ async fn confirm_start(connection: &dyn Statements, start: &Start) -> Result<()>
 }
 
 /// Lets the next start take the queue over, in the transaction of the caller. A journal without an id gets one.
-pub async fn adopt(connection: &dyn Statements, operator: &String) -> Result<()> {
+pub async fn adopt(connection: &dyn Statements, operator: &str) -> Result<()> {
     const DOING: &str = "adopt the queue";
     let make = "INSERT INTO identity (one, id, made_at, starts) VALUES (1, $1, $2, 0) ON CONFLICT DO NOTHING";
     let id = crate::model::ids::unique();

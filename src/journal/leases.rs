@@ -215,6 +215,12 @@ async fn account(connection: &dyn Statements, chain_id: i64, address: Address) -
     connection.one("add an account", select, &values, id).await
 }
 
+pub async fn address_of(connection: &dyn Statements, account: AccountId) -> Result<Address> {
+    let select = "SELECT address FROM accounts WHERE id = $1";
+    let address = |row: &dyn Columns| fixed(row, "account", "address", Address::from_slice);
+    connection.one("read an account", select, &values![account.0], address).await
+}
+
 /// Waits for the write under the lease that is under way, and judges what that has left.
 async fn acquire(
     connection: &dyn Statements,

@@ -1,14 +1,17 @@
 //! Records of what operators did to dead letters.
 
+use std::fmt;
+
 use async_trait::async_trait;
 
 use crate::journal::columns::{Columns, number, text, word};
 use crate::journal::database::{Database, SqlJournal, Statements, values};
 use crate::journal::error::Result;
 use crate::journal::incidents::record_incidents;
+use crate::journal::operator_log::{self, Subject};
 use crate::journal::requests::seq;
 use crate::model::words::words;
-use crate::model::{IncidentKind, RequestId, Timestamp};
+use crate::model::{Act, IncidentKind, Operator, Order, RequestId, Timestamp};
 
 words!(
     /// An action of an operator on a dead letter. Its incident has the same word.
@@ -21,11 +24,36 @@ words!(
 );
 
 impl Deed {
+    fn act(self) -> Act {
+        match self {
+            Self::SentBack => Act::ReplayLetter,
+            Self::Edited => Act::EditLetter,
+            Self::Discarded => Act::DiscardLetter,
+        }
+    }
+
     pub fn incident(self) -> IncidentKind {
         match self {
             Self::SentBack => IncidentKind::SentBack,
             Self::Edited => IncidentKind::Edited,
             Self::Discarded => IncidentKind::Discarded,
+        }
+    }
+}
+
+/// Decides about a dead letter.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Actor {
+    Person(Operator),
+    /// A rule of `[[dead.replay]]`.
+    Rule,
+}
+
+impl fmt::Display for Actor {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Person(operator) => operator.fmt(f),
+            Self::Rule => f.write_str("chainwriter"),
         }
     }
 }
@@ -38,7 +66,7 @@ pub struct LetterDeed {
     /// `class.reason` of the letter.
     pub cause: String,
     pub at: Timestamp,
-    pub operator: String,
+    pub by: Actor,
     /// In their words; may be empty.
     pub reason: String,
     /// For the history of the request.
@@ -89,12 +117,17 @@ impl<D: Database> LetterDeeds for SqlJournal<D> {
 }
 
 async fn record(connection: &dyn Statements, deed: &LetterDeed) -> Result<()> {
-    let LetterDeed { letter, request, deed, cause, at, operator, reason, detail, message } = deed;
+    let LetterDeed { letter, request, deed, cause, at, by, reason, detail, message } = deed;
     let id = request.as_ref().map(RequestId::as_str);
     let insert = "INSERT INTO letter_deeds (letter, request, deed, cause, at, operator, reason, message) \
                   VALUES ($1, $2, $3, $4, $5, $6, $7, $8)";
-    let values = values![letter, id, deed.as_str(), cause, at.0, operator, reason, message.as_ref()];
+    let values = values![letter, id, deed.as_str(), cause, at.0, by.to_string(), reason, message.as_ref()];
     connection.execute("record what was done to a dead letter", insert, &values).await?;
+    if let Actor::Person(operator) = by {
+        let order = Order::new(operator.clone(), reason);
+        let subject = Subject::request(id.unwrap_or(letter));
+        operator_log::record(connection, *at, (deed.act(), &order), &subject, cause).await?;
+    }
     let select = format!("SELECT seq FROM requests WHERE id = $1{}", connection.dialect().keep());
     match connection.row("find a request", &select, &values![id], seq).await? {
         Some(request) => record_incidents(connection, &[(request, deed.incident(), detail.clone())], *at).await,
@@ -115,7 +148,7 @@ pub async fn forget(connection: &dyn Statements, before: Timestamp, limit: u32) 
 #[cfg(test)]
 pub(crate) mod contract {
     use super::*;
-    use crate::journal::OperatorsJournal;
+    use crate::journal::{LogFilter, OperatorsJournal};
 
     fn deed(letter: &str, deed: Deed, at: i64) -> LetterDeed {
         LetterDeed {
@@ -124,9 +157,9 @@ pub(crate) mod contract {
             deed,
             cause: "rejected.reverted".to_owned(),
             at: Timestamp(at),
-            operator: "eve@host".to_owned(),
+            by: Actor::Person("eve".into()),
             reason: "because".to_owned(),
-            detail: "by eve@host: because".to_owned(),
+            detail: "by eve: because".to_owned(),
             message: (deed != Deed::SentBack).then(|| format!("{letter} in full")),
         }
     }
@@ -144,8 +177,14 @@ pub(crate) mod contract {
         let messages: Vec<_> = discarded.iter().map(|(_, message)| message.as_str()).collect();
         assert_eq!(messages, ["k3 in full", "k4 in full"]);
         assert_eq!(journal.discarded(discarded[0].0, 10).await.unwrap().len(), 1);
-        assert_eq!(journal.prune(Timestamp(9), 2).await.unwrap(), 2, "a few at a time");
-        assert_eq!(journal.prune(Timestamp(9), 2).await.unwrap(), 1);
+        let by_rule = LetterDeed { by: Actor::Rule, ..deed("k5", Deed::SentBack, 9) };
+        journal.record_deed(by_rule).await.unwrap();
+        let logged = journal.log(LogFilter::default(), 9).await.unwrap();
+        let acts: Vec<_> = logged.iter().map(|entry| entry.what.as_str()).collect();
+        assert_eq!(acts, ["dead_replay", "dead_edit", "dead_discard", "dead_discard"], "a rule is no operator");
+        assert!(logged.iter().all(|entry| entry.detail == "rejected.reverted" && entry.reason == "because"));
+        assert_eq!(journal.prune(Timestamp(9), 2).await.unwrap(), 4, "a few at a time, with their entries in the log");
+        assert_eq!(journal.prune(Timestamp(9), 2).await.unwrap(), 2);
         assert_eq!(journal.discarded(0, 10).await.unwrap().len(), 1);
     }
 

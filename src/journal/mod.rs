@@ -17,7 +17,7 @@
 //! confirm               requests: retry_waiting or dead, body gone; outbox                     before: the copy may be published again,
 //!                                                                                              and the journal ignores the second
 //! admit, again          requests: accepted as the next copy                                    as the first time
-//! events_sent           outbox: the row is gone                                                before: the event is sent twice, same id
+//! events_sent           outbox: the row is gone; sent_events: a copy                           before: the event is sent twice, same id
 //! prune                 all rows of requests that were final or dead long ago                  nothing is lost: they have settled
 //! ```
 //!
@@ -28,9 +28,9 @@
 //! # Where things are
 //!
 //! A file for each topic has its trait, its values, and its SQL, written once for both databases: `admissions` (admit),
-//! `transactions` and `signed` (record_*), `nonces` and `cancellations` (what the lane reads beside), `settlements`,
-//! `decisions` and `copies` (settle, confirm), `outbox`, `limits`, `ordering`, `leases`, `instances`, `incidents`, `recovery`;
-//! for operators `history`, `overview`, `letters`, `upkeep` (prune). `accounts`, `requests`, `columns` and `error` have what
+//! `transactions` and `signed` (record_*), `nonces`, `cancellations` and `bumps` (what the lane reads beside), `settlements`,
+//! `decisions` and `copies` (settle, confirm), `outbox`, `sent_events`, `limits`, `holds`, `ordering`, `leases`, `instances`, `incidents`, `recovery`;
+//! for operators `history`, `overview`, `letters`, `operator_log`, `upkeep` (prune). `accounts`, `requests`, `columns` and `error` have what
 //! several topics use. [`database`] says how one statement serves both databases, and what differs. `sqlite/` and `postgres/`
 //! have connections, commits, migrations, which processes live (`lives`), and nothing about requests. `contract/` is the test
 //! set that every journal must pass, the simulation's too.
@@ -40,6 +40,7 @@
 
 mod address;
 mod admissions;
+mod bumps;
 mod cancellations;
 mod changes;
 mod columns;
@@ -50,6 +51,7 @@ mod database;
 mod decisions;
 mod error;
 mod history;
+mod holds;
 mod housekeeping;
 mod identity;
 mod incidents;
@@ -58,6 +60,7 @@ mod leases;
 mod letters;
 mod limits;
 mod nonces;
+mod operator_log;
 mod ordering;
 mod outbox;
 mod overview;
@@ -67,6 +70,7 @@ mod recovery;
 mod requests;
 mod row_numbers;
 mod schema;
+mod sent_events;
 mod settlements;
 mod signed;
 mod sqlite;
@@ -75,7 +79,10 @@ mod transactions;
 
 pub use address::JournalAddress;
 pub use admissions::{Admissions, Arrival};
-pub use cancellations::{CancelAnswer, CancelCommand, Cancellation};
+pub use bumps::{AnsweredBump, Bump, BumpAnswer, BumpOutcome, Bumps};
+#[cfg(test)]
+pub use cancellations::CANCELLED;
+pub use cancellations::{CancelAnswer, Cancellation};
 pub use changes::Changes;
 pub use copies::{ConfirmedCopy, CopyKind, RefusedMessage, UnconfirmedCopy};
 #[cfg(test)]
@@ -87,14 +94,16 @@ pub use error::{JournalError, Result};
 pub use history::{History, TransactionHistory};
 #[cfg(test)]
 pub use history::{Incident, RequestSummary, SignedHistory};
+pub use holds::{Hold, HoldKind, HoldScope, Holds, StandingHolds};
 pub use housekeeping::Upkeep;
 pub use identity::{Identities, NewStart};
 pub use instances::{Attendance, Instance, Instances, LaneHolder};
 #[cfg(test)]
 pub use leases::AccountStanding;
 pub use leases::{Acquired, Leases};
-pub use letters::{Deed, LetterDeed, LetterDeeds};
+pub use letters::{Actor, Deed, LetterDeed, LetterDeeds};
 pub use nonces::{ClosedTransaction, EndedAgain, Reorged, StoredNonce, Which};
+pub use operator_log::{LogEntry, LogFilter, OperatorLog, Subject};
 pub use outbox::{Outbox, OutboxRow};
 pub use overview::{AccountOverview, JournalOverview};
 #[cfg(test)]
@@ -106,13 +115,25 @@ pub use recovery::{ForeignUse, RecoveredAccount, Recoveries, Recovery};
 pub use requests::ReplyAddress;
 pub use requests::{QueuedRequest, StoredRequest};
 pub use row_numbers::{AccountId, Lease, LeaseMark, RequestSeq};
+pub use sent_events::{EventCounts, EventSelection, SentEvents};
 pub use settlements::Settlements;
 pub use signed::NewTransaction;
 pub use sqlite::{SqliteJournal, back_up};
 pub use transactions::{LiveTransaction, Transactions};
 
 pub trait Journal:
-    Leases + Instances + Identities + Passages + Admissions + Transactions + Settlements + Outbox + Upkeep + Recoveries
+    Leases
+    + Instances
+    + Identities
+    + Passages
+    + Holds
+    + Bumps
+    + Admissions
+    + Transactions
+    + Settlements
+    + Outbox
+    + Upkeep
+    + Recoveries
 {
 }
 impl<T> Journal for T where
@@ -120,6 +141,8 @@ impl<T> Journal for T where
         + Instances
         + Identities
         + Passages
+        + Holds
+        + Bumps
         + Admissions
         + Transactions
         + Settlements
@@ -131,10 +154,32 @@ impl<T> Journal for T where
 
 /// Serves operators' commands. Of [`Settlements`] they use only what reads.
 pub trait OperatorsJournal:
-    Upkeep + LetterDeeds + Settlements + Instances + Identities + Passages + Leases + Recoveries
+    Upkeep
+    + LetterDeeds
+    + OperatorLog
+    + Holds
+    + Bumps
+    + SentEvents
+    + Settlements
+    + Instances
+    + Identities
+    + Passages
+    + Leases
+    + Recoveries
 {
 }
 impl<T> OperatorsJournal for T where
-    T: Upkeep + LetterDeeds + Settlements + Instances + Identities + Passages + Leases + Recoveries
+    T: Upkeep
+        + LetterDeeds
+        + OperatorLog
+        + Holds
+        + Bumps
+        + SentEvents
+        + Settlements
+        + Instances
+        + Identities
+        + Passages
+        + Leases
+        + Recoveries
 {
 }

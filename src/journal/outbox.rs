@@ -9,6 +9,7 @@ use crate::journal::database::{Database, Rows, SqlJournal, Statements, values};
 use crate::journal::error::Result;
 use crate::journal::requests::{ReplyAddress, reply};
 use crate::journal::row_numbers::AccountId;
+use crate::journal::sent_events;
 use crate::model::Event;
 
 #[derive(Debug, Clone)]
@@ -25,6 +26,7 @@ pub struct OutboxRow {
 pub trait Outbox: Send + Sync {
     /// Returns events of these accounts behind `after`, oldest first.
     async fn events(&self, accounts: &[AccountId], after: i64, limit: u32) -> Result<Vec<OutboxRow>>;
+    /// Takes events that have their publisher confirm out of the outbox, and keeps them apart from replies.
     async fn events_sent(&self, ids: Vec<i64>) -> Result<()>;
 }
 
@@ -53,6 +55,7 @@ impl<D: Database> Outbox for SqlJournal<D> {
     async fn events_sent(&self, ids: Vec<i64>) -> Result<()> {
         self.write_repeatably(ids, |connection, ids| {
             Box::pin(async move {
+                sent_events::keep(connection, ids).await?;
                 // Another instance may have sent the same event, under the same id, and deleted it first.
                 let delete = "DELETE FROM outbox WHERE id IN (SELECT u.id FROM u)";
                 let rows = Rows::of("id bigint", ids.iter().map(|id| values![*id]));
@@ -67,15 +70,19 @@ pub async fn insert_events(
     connection: &dyn Statements,
     events: impl IntoIterator<Item = (AccountId, &Event)>,
 ) -> Result<()> {
-    let insert = "INSERT INTO outbox (account, event_id, kind, body, reply_to, correlation_id) \
-                  SELECT u.account, u.event_id, u.kind, u.body, u.reply_to, u.correlation_id FROM u ORDER BY u.place";
+    let insert = "INSERT INTO outbox (account, event_id, kind, body, reply_to, correlation_id, request) \
+                  SELECT u.account, u.event_id, u.kind, u.body, u.reply_to, u.correlation_id, u.request \
+                  FROM u ORDER BY u.place";
     let rows = events.into_iter().flat_map(|(account, event)| {
-        let Event { id, kind, body, reply_to, correlation_id } = event;
+        let Event { id, kind, request, body, reply_to, correlation_id } = event;
         // Each has its own end, so that a queue which refuses the reply holds up no event.
         let queues = std::iter::once(None).chain(reply_to.as_ref().map(Some));
-        queues.map(move |queue| values![account.0, id, kind.as_str(), body, queue, correlation_id.as_ref()])
+        queues.map(move |queue| {
+            values![account.0, id, kind.as_str(), body, queue, correlation_id.as_ref(), request.as_str()]
+        })
     });
-    let columns = "account bigint, event_id text, kind text, body text, reply_to text, correlation_id text";
+    let columns =
+        "account bigint, event_id text, kind text, body text, reply_to text, correlation_id text, request text";
     connection.execute_each("store events", insert, &[], &Rows::of(columns, rows)).await.map(drop)
 }
 

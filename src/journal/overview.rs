@@ -5,6 +5,7 @@ use serde::{Deserialize, Serialize};
 use crate::journal::columns::{Columns, fixed, number, optional_number, optional_text, text, unsigned, word};
 use crate::journal::database::Statements;
 use crate::journal::error::Result;
+use crate::journal::holds::{Hold, standing};
 use crate::journal::requests::request_id;
 use crate::journal::row_numbers::AccountId;
 use crate::model::{Address, Nonce, RequestState, Timestamp};
@@ -17,6 +18,9 @@ pub struct JournalOverview {
     pub accounts: Vec<AccountOverview>,
     /// The last incidents, newest first.
     pub incidents: Vec<RecentIncident>,
+    /// Operators' holds that stand, oldest first.
+    #[serde(default)]
+    pub holds: Vec<Hold>,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -35,8 +39,19 @@ pub struct AccountOverview {
     pub live: u64,
     /// Events without a publisher confirm.
     pub outbox: u64,
+    /// Requests that wait at the broker for their retry.
+    #[serde(default)]
+    pub retry_waiting: u64,
     /// Requests that are not settled, by state, of the states that have any.
     pub open: Vec<OpenRequests>,
+}
+
+impl AccountOverview {
+    /// Returns what the account has left to finish: requests that have not ended, and events.
+    pub fn left(&self) -> u64 {
+        let open: u64 = self.open.iter().map(|open| open.count).sum();
+        open + self.retry_waiting + self.outbox
+    }
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -58,7 +73,8 @@ pub struct RecentIncident {
 /// Counts by indexes what is live and open, and the outbox is small: what is settled costs nothing.
 const ACCOUNTS: &str = "SELECT a.id, a.chain_id, a.address, a.next_nonce, a.lease_owner, a.lease_until, \
      (SELECT count(*) FROM transactions t WHERE t.account = a.id AND t.state = 'live') AS live, \
-     (SELECT count(*) FROM outbox o WHERE o.account = a.id) AS outbox \
+     (SELECT count(*) FROM outbox o WHERE o.account = a.id) AS outbox, \
+     (SELECT count(*) FROM requests r WHERE r.account = a.id AND r.state = 'retry_waiting') AS waiting \
      FROM accounts a ORDER BY a.id";
 
 /// Finds of each state the first in the queue by its place.
@@ -86,6 +102,7 @@ fn account(row: &dyn Columns) -> Result<AccountOverview> {
         leased_until: Timestamp(number(row, "account", "lease_until")?),
         live: unsigned(row, "count", "live")?,
         outbox: unsigned(row, "count", "outbox")?,
+        retry_waiting: unsigned(row, "count", "waiting")?,
         open: Vec::new(),
     })
 }
@@ -114,6 +131,7 @@ pub async fn overview(connection: &dyn Statements) -> Result<JournalOverview> {
         connection.rows("read the accounts", ACCOUNTS, &[], account).await?,
         connection.rows("count the open requests", OPEN, &[], open).await?,
         connection.rows("read incidents", &incidents(), &[], incident).await?,
+        standing(connection).await?,
     ))
 }
 
@@ -122,12 +140,13 @@ impl JournalOverview {
         mut accounts: Vec<AccountOverview>,
         open: Vec<(AccountId, OpenRequests)>,
         incidents: Vec<RecentIncident>,
+        holds: Vec<Hold>,
     ) -> Self {
         for (id, requests) in open {
             if let Some(account) = accounts.iter_mut().find(|account| account.id == id) {
                 account.open.push(requests);
             }
         }
-        Self { accounts, incidents }
+        Self { accounts, incidents, holds }
     }
 }

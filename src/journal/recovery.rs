@@ -11,10 +11,11 @@ use crate::journal::columns::{
 use crate::journal::database::{Database, Rows, SqlJournal, Statements, Value, values};
 use crate::journal::error::{JournalError, Result};
 use crate::journal::identity::adopt;
-use crate::journal::leases::{check_lease, raise};
+use crate::journal::leases::{address_of, check_lease, raise};
+use crate::journal::operator_log::{self, Subject};
 use crate::journal::ordering::lock_turns;
 use crate::journal::row_numbers::{AccountId, Lease};
-use crate::model::{Address, BlockNumber, BodyHash, Nonce, RecoveredWrite, RequestId, Timestamp, TxHash};
+use crate::model::{Act, Address, BlockNumber, BodyHash, Nonce, Order, RecoveredWrite, RequestId, Timestamp, TxHash};
 use crate::policy::letters::replay::LastRecovery;
 
 /// Calls of an account that lanes remember at most. Beyond that the journal counts as behind, until an operator says whose
@@ -61,29 +62,44 @@ pub trait Recoveries: Send + Sync {
     ///
     /// # Errors
     /// When the blocks begin above what the journal knows: what was written in between would be unknown.
-    async fn begin_recovery(&self, recovery: Recovery, accounts: Vec<RecoveredAccount>) -> Result<()>;
+    async fn begin_recovery(&self, recovery: Recovery, accounts: Vec<RecoveredAccount>, order: Order) -> Result<()>;
     /// Ends it and forgets what was read; the journal counts as behind no more. `false` if there is none.
-    async fn end_recovery(&self) -> Result<bool>;
+    async fn end_recovery(&self, order: Order) -> Result<bool>;
     /// Returns the recovery that was begun last, whether it is on or over.
     async fn last_recovery(&self) -> Result<Option<LastRecovery>>;
     /// Records, while a recovery is on, that an operator wants this request written though it may be written already.
     async fn decide(&self, request: &RequestId) -> Result<()>;
     /// Records that the account's unknown transactions below this nonce are another program's. Returns how many of their
     /// calls are forgotten.
-    async fn accept_foreign(&self, account: AccountId, below: Nonce) -> Result<usize>;
+    async fn accept_foreign(&self, account: AccountId, below: Nonce, order: Order) -> Result<usize>;
 }
 
 #[async_trait]
 impl<D: Database> Recoveries for SqlJournal<D> {
-    async fn begin_recovery(&self, recovery: Recovery, accounts: Vec<RecoveredAccount>) -> Result<()> {
-        self.write((recovery, accounts), |connection, (recovery, accounts)| {
-            Box::pin(begin(connection, recovery, accounts))
+    async fn begin_recovery(&self, recovery: Recovery, accounts: Vec<RecoveredAccount>, order: Order) -> Result<()> {
+        self.write((recovery, accounts, order), |connection, (recovery, accounts, order)| {
+            Box::pin(async move {
+                begin(connection, recovery, accounts).await?;
+                let detail = format!("blocks {} to {}", recovery.from_block, recovery.to_block);
+                let act = (Act::BeginRecovery, order);
+                operator_log::record(connection, recovery.begun_at, act, &Subject::default(), &detail).await
+            })
         })
         .await
     }
 
-    async fn end_recovery(&self) -> Result<bool> {
-        self.write((), |connection, ()| Box::pin(end(connection))).await
+    async fn end_recovery(&self, order: Order) -> Result<bool> {
+        self.write(order, |connection, order| {
+            Box::pin(async move {
+                let was_on = end(connection).await?;
+                if was_on {
+                    let act = (Act::EndRecovery, order);
+                    operator_log::record(connection, Timestamp::now(), act, &Subject::default(), "").await?;
+                }
+                Ok(was_on)
+            })
+        })
+        .await
     }
 
     async fn last_recovery(&self) -> Result<Option<LastRecovery>> {
@@ -101,9 +117,15 @@ impl<D: Database> Recoveries for SqlJournal<D> {
         .await
     }
 
-    async fn accept_foreign(&self, account: AccountId, below: Nonce) -> Result<usize> {
-        self.write((account, below), |connection, (account, below)| {
-            Box::pin(accept_foreign(connection, *account, *below))
+    async fn accept_foreign(&self, account: AccountId, below: Nonce, order: Order) -> Result<usize> {
+        self.write((account, below, order), |connection, (account, below, order)| {
+            Box::pin(async move {
+                let forgotten = accept_foreign(connection, *account, *below).await?;
+                let subject = Subject { account: Some(address_of(connection, *account).await?), ..Subject::default() };
+                let (act, detail) = ((Act::AcceptForeign, order), format!("below nonce {below}"));
+                operator_log::record(connection, Timestamp::now(), act, &subject, &detail).await?;
+                Ok(forgotten)
+            })
         })
         .await
     }

@@ -6,8 +6,11 @@ use crate::journal::columns::{
     Columns, amount, corrupt, fixed, number, optional_bytes, optional_number, optional_text, present, text, unsigned,
     word,
 };
+use crate::journal::database::{Statements, values};
 use crate::journal::error::{JournalError, Result};
-use crate::journal::row_numbers::RequestSeq;
+use crate::journal::row_numbers::{AccountId, RequestSeq};
+use crate::journal::states::Change;
+use crate::model::request::Observation;
 use crate::model::{
     Address, BodyHash, Gas, GasRule, Generation, Message, RequestId, RequestState, Timestamp, TraceContext, Wei, Write,
     WriteHash,
@@ -37,6 +40,8 @@ pub struct QueuedRequest {
     pub write: Write,
     /// Nothing is signed for it from this time on, unless something was signed before.
     pub not_after: Option<Timestamp>,
+    /// The name of the route that it came by.
+    pub route: String,
     /// Set where a transaction that it shared has failed: it shares none any more.
     pub is_alone: bool,
     pub reply: ReplyAddress,
@@ -107,8 +112,32 @@ fn body(row: &dyn Columns) -> Result<Bytes> {
 
 /// The columns that [`queued_request`] reads.
 pub const QUEUED_COLUMNS: &str = "r.seq, r.id, r.replay, r.retry, r.turn, r.received_at, r.accepted_at, r.is_alone, \
-                                  r.write_to, r.write_value, r.write_gas, r.write_margin, r.write_max_fee, r.write_data, r.write_hash, r.not_after, \
+                                  r.write_to, r.write_value, r.write_gas, r.write_margin, r.write_max_fee, r.write_data, r.write_hash, r.not_after, r.route, \
                                   r.traceparent, r.tracestate, r.reply_to, r.correlation_id, r.body_hash, r.body";
+
+/// Returns accepted requests of the account behind this place in its queue, without those of the routes in a JSON array.
+pub async fn queued(
+    connection: &dyn Statements,
+    (account, after_turn): (AccountId, i64),
+    limit: u32,
+    routes: &str,
+) -> Result<Vec<QueuedRequest>> {
+    let Change { allowed, .. } = Change::on(Observation::Signed);
+    let mut values = values![account.0, after_turn, limit].to_vec();
+    let without = match routes {
+        "[]" => String::new(),
+        routes => {
+            values.push(routes.into());
+            format!("AND r.route NOT IN {} ", connection.dialect().texts_in("$4"))
+        }
+    };
+    let select = format!(
+        "SELECT {QUEUED_COLUMNS} FROM requests r WHERE r.account = $1 AND {allowed} AND r.turn > $2 \
+         AND r.settled_at IS NULL {without}\
+         AND NOT EXISTS (SELECT 1 FROM cancellations c WHERE c.request = r.seq) ORDER BY r.turn LIMIT $3"
+    );
+    connection.rows("read the queue", &select, &values, queued_request).await
+}
 
 pub fn queued_request(row: &dyn Columns) -> Result<QueuedRequest> {
     Ok(QueuedRequest {
@@ -121,6 +150,7 @@ pub fn queued_request(row: &dyn Columns) -> Result<QueuedRequest> {
         body: body(row)?,
         write: write(row)?,
         not_after: optional_number(row, "request", "not_after")?.map(Timestamp),
+        route: text(row, "request", "route")?.into_owned(),
         is_alone: number(row, "request", "is_alone")? == 1,
         reply: reply(row, "request")?,
         trace: trace(row)?,

@@ -9,11 +9,12 @@ use crate::journal::cancellations::{Cancellation, open_cancellations};
 use crate::journal::columns::{Columns, amount, expect_rows, fixed, nonce, optional_bytes, to_i64, unsigned};
 use crate::journal::database::{Database, Mode, Rows, SqlJournal, Statements, Value, values};
 use crate::journal::error::{JournalError, Result};
+use crate::journal::holds::before_held;
 use crate::journal::leases::LaneWrite;
 use crate::journal::limits;
 use crate::journal::nonces::{StoredNonce, Which, stored_nonces};
 use crate::journal::recovery::{self, ForeignUse, writes_of};
-use crate::journal::requests::{QUEUED_COLUMNS, QueuedRequest, queued_request};
+use crate::journal::requests::{QUEUED_COLUMNS, QueuedRequest, queued, queued_request};
 use crate::journal::row_numbers::{AccountId, Lease};
 use crate::journal::signed::{NewTransaction, SIGNED_COLUMNS, signed_transaction};
 use crate::journal::states::Change;
@@ -37,10 +38,20 @@ pub struct LiveTransaction {
 
 #[async_trait]
 pub trait Transactions: Send + Sync {
-    /// Returns accepted requests of the account behind this place in the queue, in their order, without those that an
-    /// operator wants cancelled, and those with an ordering key that one before them has not ended of. When that has, they
+    /// Returns accepted requests of the account behind this place in the queue, in their order, without those of these routes,
+    /// those that an operator wants cancelled, and those with an ordering key that one before them has not ended of. When that has, they
     /// are at the place that they were given when they came.
-    async fn queued(&self, account: AccountId, after_turn: i64, limit: u32) -> Result<Vec<QueuedRequest>>;
+    async fn queued_except(
+        &self,
+        account: AccountId,
+        after_turn: i64,
+        limit: u32,
+        routes: &[String],
+    ) -> Result<Vec<QueuedRequest>>;
+    #[cfg(test)]
+    async fn queued(&self, account: AccountId, after_turn: i64, limit: u32) -> Result<Vec<QueuedRequest>> {
+        self.queued_except(account, after_turn, limit, &[]).await
+    }
     /// Returns everything of the account that may still land, by nonce. The caller checks bytes against their hashes.
     async fn live_transactions(&self, account: AccountId) -> Result<Vec<LiveTransaction>>;
     /// Returns what counts against the limits on the account's chain, whichever lanes and instances began it. What these
@@ -48,7 +59,7 @@ pub trait Transactions: Send + Sync {
     async fn usage(&self, account: AccountId, limits: Limits) -> Result<Usage>;
     /// Stores new transactions, the first of them, as many as the limits grant. Their nonces must follow on from the
     /// account's last one. Of the others nothing is stored: their bytes must not be used. A journal that is behind the chain
-    /// grants none.
+    /// grants none, and none is granted from the first one on that an operator holds.
     async fn record_transactions(
         &self,
         lease: &Lease,
@@ -86,19 +97,17 @@ pub trait Transactions: Send + Sync {
 
 #[async_trait]
 impl<D: Database> Transactions for SqlJournal<D> {
-    async fn queued(&self, account: AccountId, after_turn: i64, limit: u32) -> Result<Vec<QueuedRequest>> {
+    async fn queued_except(
+        &self,
+        account: AccountId,
+        after_turn: i64,
+        limit: u32,
+        routes: &[String],
+    ) -> Result<Vec<QueuedRequest>> {
         // What waits for others of its key has no place there.
-        self.read((account, after_turn.max(0), limit), |connection, (account, after_turn, limit)| {
-            Box::pin(async move {
-                let Change { allowed, .. } = Change::on(Observation::Signed);
-                let select = format!(
-                    "SELECT {QUEUED_COLUMNS} FROM requests r WHERE r.account = $1 AND {allowed} AND r.turn > $2 \
-                     AND r.settled_at IS NULL \
-                     AND NOT EXISTS (SELECT 1 FROM cancellations c WHERE c.request = r.seq) ORDER BY r.turn LIMIT $3"
-                );
-                let values = values![account.0, *after_turn, *limit];
-                connection.rows("read the queue", &select, &values, queued_request).await
-            })
+        let input = (account, after_turn.max(0), limit, serde_json::Value::from(routes).to_string());
+        self.read(input, |connection, (account, after_turn, limit, routes)| {
+            Box::pin(queued(connection, (*account, *after_turn), *limit, routes))
         })
         .await
     }
@@ -127,13 +136,7 @@ impl<D: Database> Transactions for SqlJournal<D> {
     }
 
     async fn record_replacements(&self, lease: &Lease, signed: Vec<(Nonce, SignedTransaction)>) -> Result<()> {
-        self.lane_write(Mode::Write, lease, signed, |write, signed| {
-            Box::pin(async move {
-                write.expect_live(signed).await?;
-                write.insert_signed(signed.iter().map(|(nonce, signed)| (*nonce, signed))).await
-            })
-        })
-        .await
+        self.lane_write(Mode::Write, lease, signed, |write, signed| Box::pin(write.add_signed(signed))).await
     }
 
     async fn cancellations(&self, account: AccountId) -> Result<Vec<Cancellation>> {
@@ -288,6 +291,7 @@ impl LaneWrite<'_> {
         if recovery::is_behind(self.connection).await? {
             return Ok(Granted { count: 0, throttled: None });
         }
+        let new = before_held(self.connection, new).await?;
         let granted = limits::take(self.connection, self.account, new, limits).await?;
         let new = new.get(..granted.count).unwrap_or(new);
         if new.is_empty() {
@@ -359,6 +363,12 @@ impl LaneWrite<'_> {
         });
         let rows = Rows::try_of("nonce bigint, batch_place bigint, request bigint", rows)?;
         self.insert("store batches", insert, &rows).await
+    }
+
+    /// Stores replacements at nonces that are live.
+    pub(super) async fn add_signed(&self, signed: &[(Nonce, SignedTransaction)]) -> Result<()> {
+        self.expect_live(signed).await?;
+        self.insert_signed(signed.iter().map(|(nonce, signed)| (*nonce, signed))).await
     }
 
     /// Fails unless all of these nonces are live: bytes for one that is done could only ever be sent by mistake.

@@ -85,6 +85,8 @@ pub struct Event {
     /// The CloudEvents `id`.
     pub id: String,
     pub kind: EventKind,
+    /// The request that it is about, or the refused message.
+    pub request: RequestId,
     pub body: String,
     /// The queue at which the producer wants the event.
     pub reply_to: Option<String>,
@@ -184,6 +186,7 @@ impl Event {
         Self {
             id,
             kind,
+            request: subject.request.clone(),
             body: body.to_string(),
             reply_to: subject.reply_to.map(str::to_owned),
             correlation_id: subject.correlation_id.map(str::to_owned),

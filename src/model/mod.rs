@@ -7,6 +7,7 @@ pub mod ids;
 pub mod marker;
 pub mod members;
 pub mod message;
+pub mod operator;
 pub mod progress;
 pub mod reasons;
 pub mod request;
@@ -27,6 +28,7 @@ pub use ids::{
 pub use marker::{JournalId, Marker, Start, StartToken};
 pub use members::Members;
 pub use message::{HeaderValue, Headers, Message, Origin, Properties};
+pub use operator::{Act, Operator, Order};
 pub use progress::Heartbeat;
 pub use reasons::{FailureClass, IncidentKind, PauseReason, Reason};
 pub use request::{Generation, RequestState};

@@ -391,6 +391,8 @@ explained!(
             "its record was in the chain already, with the same content", "nothing";
         Cancel = "cancel",
             "an operator asked to cancel it", "nothing";
+        Bump = "bump",
+            "an operator asked for a higher price, or what came of that", "nothing";
         Reorged = "reorged",
             "the final block of its write left the chain; it is sent again", "check the chain, and `chain.finality`";
         Ended = "ended",

@@ -97,6 +97,8 @@ pub struct Candidate {
     pub lifetime: Lifetime,
     /// The hash of its ordering key, if it has one.
     pub order_key: Option<OrderKey>,
+    /// The name of its route; empty where none fits.
+    pub route: String,
     /// An error where no route fits, or where the operator does not permit it, or where it is too old. The message may still be
     /// a copy of a request that was taken in before, or under another configuration.
     pub write: Result<Write, Cause>,
@@ -183,7 +185,8 @@ pub fn admit(rules: &AdmissionRules, message: &Message) -> Result<Candidate, Ref
         rules.permits.check(write.to, write.value, calldata).map(|()| write)
     });
     let body_hash = BodyHash::of(&message.body);
-    Ok(Candidate { id, generation, body_hash, not_before, lifetime, order_key, write })
+    let route = route_of(&rules.routes, message).map_or_else(String::new, |route| route.name.clone());
+    Ok(Candidate { id, generation, body_hash, not_before, lifetime, order_key, route, write })
 }
 
 /// Reads which copy of a request the message is, and when it is of use.

@@ -28,12 +28,13 @@ impl RetrySchedule {
         self.delays.get(index).copied()
     }
 
-    /// Returns every delay once, shortest first: one wait queue for each.
-    pub fn levels(&self) -> Vec<Duration> {
-        let mut levels = self.delays.clone();
-        levels.sort_unstable();
-        levels.dedup();
-        levels
+    /// Returns the delay of each wait queue, shortest first: one for each delay of a retry, and one for parks.
+    pub fn waits(&self, park_delay: Duration) -> Vec<Duration> {
+        let mut waits = self.delays.clone();
+        waits.push(park_delay);
+        waits.sort_unstable();
+        waits.dedup();
+        waits
     }
 }
 
@@ -105,7 +106,7 @@ mod tests {
     #[test]
     fn equal_delays_share_a_level() {
         let schedule = RetrySchedule::new(6, seconds(5), 10.0, seconds(60));
-        assert_eq!(schedule.levels(), [seconds(5), seconds(50), seconds(60)]);
+        assert_eq!(schedule.waits(seconds(5)), [seconds(5), seconds(50), seconds(60)]);
     }
 
     #[test]

@@ -36,6 +36,10 @@ pub struct Route {
     pub errors: Errors,
     /// For how long its messages are of use.
     pub expires: Option<Duration>,
+    /// Its requests that are open at once, about; further messages wait at the broker.
+    pub max_open: Option<u64>,
+    /// Files that it was made of, with hashes of their contents.
+    pub files: Vec<(String, [u8; 32])>,
 }
 
 /// Selects the messages of a route. All that is set must fit; with nothing set every message does.
@@ -203,6 +207,8 @@ impl Route {
             many: None,
             errors: Errors::default(),
             expires: None,
+            max_open: None,
+            files: Vec::new(),
         }
     }
 
@@ -340,6 +346,8 @@ mod tests {
             many: None,
             errors: Errors::default(),
             expires: None,
+            max_open: None,
+            files: Vec::new(),
         }
     }
 

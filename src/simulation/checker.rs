@@ -71,6 +71,8 @@ pub(super) struct Checker {
     pub(super) limits: Limits,
     /// Another worker records the same.
     pub(super) has_rival: bool,
+    /// An operator holds and releases.
+    pub(super) has_operator: bool,
     /// An older copy of the journal came back.
     pub(super) was_restored: bool,
     /// The dead letters that there were then.
@@ -115,7 +117,8 @@ impl World {
             else {
                 continue;
             };
-            let helps = self.checker.cheap.contains(&before.signed.hash)
+            let helps = record.bumped.contains(&signed.hash)
+                || self.checker.cheap.contains(&before.signed.hash)
                 || self.checker.dropped.contains_key(&before.signed.hash)
                 || before.fee.ceiling().0 < self.checker.highest_base_fee * 9 / 8;
             if !helps {
@@ -215,6 +218,9 @@ impl World {
                 if nonces.last().is_some_and(|last| *last >= next) {
                     world.violated(format!("4: nonce {:?} is taken and the next is {next}", nonces.last()));
                 }
+            }
+            if let Some(held) = store.record().signed_on_hold.first() {
+                world.violated(format!("hold: {held} is signed while an operator holds it"));
             }
             world.check_money(store);
             let mut effects: BTreeMap<RequestSeq, usize> = BTreeMap::new();
@@ -318,7 +324,7 @@ impl World {
         let is_taken = matches!(reason.as_str(), "already_recorded" | "reverted") && self.checker.has_rival;
         let may_fail = behaviour.may_fail() || is_cancelled || is_dropped || is_refused || is_taken;
         let is_false = class == "unavailable" || (class == "rejected" && !may_fail);
-        if is_false && !is_parked {
+        if is_false && !is_parked && is_new {
             self.violated(format!("10: {id} becomes {taken:?} for {class}.{reason}"));
         }
         if taken == Taken::Dead && !is_conflict {
@@ -385,11 +391,12 @@ impl World {
         }
     }
 
-    /// Each such ack needs a copy of its own, which comes again.
+    /// Each such ack needs a copy of its own, which comes again. What an operator holds may wait at the broker, too.
     fn is_postponed(&mut self, acked: &Queued) -> bool {
+        let has_operator = self.checker.has_operator;
         let is_copy = |(taken, copy): &&(Taken, Queued)| {
             *taken == Taken::ToWait
-                && copy.message.headers.contains_key(header::NOT_BEFORE)
+                && (has_operator || copy.message.headers.contains_key(header::NOT_BEFORE))
                 && (copy.id(), copy.generation()) == (acked.id(), acked.generation())
         };
         let copies = self.queues.taken.iter().filter(is_copy).count();

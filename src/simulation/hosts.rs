@@ -1,5 +1,6 @@
 //! Simulated processes: the whole pipeline, which can be killed between any two of its steps, frozen, or asked to stop.
 
+use std::collections::BTreeSet;
 use std::pin::Pin;
 use std::sync::atomic::{AtomicBool, AtomicI64, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -160,7 +161,8 @@ impl Process {
         let stops = Stops::default();
         let told = PipelineSettings {
             lanes,
-            admission: settings.admission.clone(),
+            admission: watch::channel(settings.admission.clone()).1,
+            retiring: watch::channel(BTreeSet::new()).1,
             settle: settings.settle.clone(),
             replies: settings.replies.clone(),
             max_open: watch::channel(settings.max_open).1,

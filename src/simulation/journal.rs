@@ -6,16 +6,17 @@ use std::time::Duration;
 use async_trait::async_trait;
 
 use crate::journal::{
-    AccountId, AccountStanding, Acquired, Admissions, Arrival, Attendance, CancelAnswer, CancelCommand, Cancellation,
-    ConfirmedCopy, EndedAgain, ForeignUse, History, Identities, Instance, Instances, JournalCondition, JournalError,
-    JournalOverview, Lease, LeaseMark, Leases, LiveTransaction, NewStart, NewTransaction, Outbox, OutboxRow, Passages,
-    Proof, QueuedRequest, RecoveredAccount, Recoveries, Recovery, RefusedMessage, Reorged, RequestSeq, RequestSummary,
-    Result, Settlement, Settlements, StoredNonce, Transactions, UnconfirmedCopy, Upkeep, Which,
+    AccountId, AccountStanding, Acquired, Admissions, AnsweredBump, Arrival, Attendance, Bump, BumpAnswer, BumpOutcome,
+    Bumps, CancelAnswer, Cancellation, ConfirmedCopy, EndedAgain, ForeignUse, History, Hold, HoldScope, Holds,
+    Identities, Instance, Instances, JournalCondition, JournalError, JournalOverview, Lease, LeaseMark, Leases,
+    LiveTransaction, NewStart, NewTransaction, Outbox, OutboxRow, Passages, Proof, QueuedRequest, RecoveredAccount,
+    Recoveries, Recovery, RefusedMessage, Reorged, RequestSeq, RequestSummary, Result, Settlement, Settlements,
+    StoredNonce, Transactions, UnconfirmedCopy, Upkeep, Which,
 };
 use crate::model::ids::virtual_host;
 use crate::model::{
-    Address, BodyHash, Message, Nonce, RecoveredWrite, RequestId, RequestState, SignedTransaction, Start, StartToken,
-    Timestamp,
+    Address, BodyHash, Message, Nonce, Order, RecoveredWrite, RequestId, RequestState, SignedTransaction, Start,
+    StartToken, Timestamp, Wei,
 };
 use crate::policy::arrival::{Known, Verdict};
 use crate::policy::letters::replay::LastRecovery;
@@ -212,9 +213,9 @@ impl Identities for MemoryJournal {
         .await
     }
 
-    async fn adopt(&self, operator: String) -> Result<()> {
+    async fn adopt(&self, order: Order) -> Result<()> {
         self.write("adopt", |store, now| {
-            store.adopt(now, operator);
+            store.adopt(now, order.by.to_string());
             Ok(())
         })
         .await
@@ -245,6 +246,48 @@ impl Passages for MemoryJournal {
 }
 
 #[async_trait]
+impl Holds for MemoryJournal {
+    /// Takes no time while there are none: runs without holds are as they were.
+    async fn holds(&self) -> Result<Vec<Hold>> {
+        if self.store.lock().unwrap_or_else(PoisonError::into_inner).holds().is_empty() {
+            return Ok(Vec::new());
+        }
+        self.read("holds", |store| store.holds().to_vec()).await
+    }
+
+    async fn hold(&self, scope: HoldScope, order: Order) -> Result<Option<Hold>> {
+        self.write("hold", |store, now| store.hold(now, &scope, order)).await
+    }
+
+    async fn release(&self, scope: HoldScope, _: Order) -> Result<Option<Hold>> {
+        self.write("release", |store, now| Ok(store.release(now, &scope))).await
+    }
+}
+
+#[async_trait]
+impl Bumps for MemoryJournal {
+    async fn bump(&self, id: &RequestId, max_fee: Option<Wei>, order: Order) -> Result<BumpAnswer> {
+        self.write("bump", |store, now| Ok(store.bump(now, id, max_fee, &order))).await
+    }
+
+    async fn bump_outcome(&self, id: &RequestId) -> Result<Option<BumpOutcome>> {
+        self.read("bump_outcome", |store| store.bump_outcome(id)).await
+    }
+
+    /// Takes no time while there never were any: runs without bumps are as they were.
+    async fn bumps(&self, account: AccountId) -> Result<Vec<Bump>> {
+        if !self.store.lock().unwrap_or_else(PoisonError::into_inner).has_bumps() {
+            return Ok(Vec::new());
+        }
+        self.read("bumps", |store| store.bumps(account)).await
+    }
+
+    async fn answer_bumps(&self, lease: &Lease, answers: Vec<AnsweredBump>) -> Result<()> {
+        self.write_under(lease, "answer_bumps", |store, now| store.answer_bumps(now, lease, answers)).await
+    }
+}
+
+#[async_trait]
 impl Admissions for MemoryJournal {
     async fn admit(&self, arrivals: Vec<Arrival>) -> Result<Vec<Verdict>> {
         self.write("admit", |store, now| store.admit(now, arrivals)).await
@@ -253,12 +296,22 @@ impl Admissions for MemoryJournal {
     async fn open_requests(&self) -> Result<Vec<(AccountId, u64)>> {
         self.read("open_requests", Store::open_requests).await
     }
+
+    async fn open_of_routes(&self, routes: Vec<String>) -> Result<Vec<(String, u64)>> {
+        self.read("open_of_routes", |store| store.open_of_routes(&routes)).await
+    }
 }
 
 #[async_trait]
 impl Transactions for MemoryJournal {
-    async fn queued(&self, account: AccountId, after_turn: i64, limit: u32) -> Result<Vec<QueuedRequest>> {
-        self.read("queued", |store| store.queued(account, after_turn, limit)).await
+    async fn queued_except(
+        &self,
+        account: AccountId,
+        after_turn: i64,
+        limit: u32,
+        routes: &[String],
+    ) -> Result<Vec<QueuedRequest>> {
+        self.read("queued", |store| store.queued(account, after_turn, limit, routes)).await
     }
 
     async fn live_transactions(&self, account: AccountId) -> Result<Vec<LiveTransaction>> {
@@ -331,11 +384,11 @@ impl Transactions for MemoryJournal {
 
 #[async_trait]
 impl Recoveries for MemoryJournal {
-    async fn begin_recovery(&self, recovery: Recovery, accounts: Vec<RecoveredAccount>) -> Result<()> {
+    async fn begin_recovery(&self, recovery: Recovery, accounts: Vec<RecoveredAccount>, _: Order) -> Result<()> {
         self.write("begin_recovery", |store, _| store.begin_recovery(recovery, accounts)).await
     }
 
-    async fn end_recovery(&self) -> Result<bool> {
+    async fn end_recovery(&self, _: Order) -> Result<bool> {
         self.write("end_recovery", |store, now| Ok(store.end_recovery(now))).await
     }
 
@@ -351,7 +404,7 @@ impl Recoveries for MemoryJournal {
         .await
     }
 
-    async fn accept_foreign(&self, account: AccountId, below: Nonce) -> Result<usize> {
+    async fn accept_foreign(&self, account: AccountId, below: Nonce, _: Order) -> Result<usize> {
         self.write("accept_foreign", |store, _| store.accept_foreign(account, below)).await
     }
 }
@@ -432,8 +485,8 @@ impl Upkeep for MemoryJournal {
         self.read("overview", Store::overview).await
     }
 
-    async fn cancel(&self, id: &RequestId, command: CancelCommand) -> Result<CancelAnswer> {
-        self.write("cancel", |store, now| Ok(store.cancel(now, id, command))).await
+    async fn cancel(&self, id: &RequestId, order: Order) -> Result<CancelAnswer> {
+        self.write("cancel", |store, now| Ok(store.cancel(now, id, order))).await
     }
 
     async fn condition(&self) -> Result<JournalCondition> {

@@ -21,6 +21,7 @@ mod ledger;
 mod letters;
 mod markers;
 mod nodes;
+mod orders;
 mod outages;
 pub(crate) mod pools;
 mod queues;

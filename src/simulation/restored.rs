@@ -6,7 +6,7 @@ use std::sync::{Arc, PoisonError};
 
 use crate::chain::follow::history::{Patience, account_history};
 use crate::journal::{RecoveredAccount, Recoveries, Recovery};
-use crate::model::{BlockNumber, RequestId, RequestState, Timestamp};
+use crate::model::{BlockNumber, Order, RequestId, RequestState, Timestamp};
 use crate::simulation::journal::{MemoryJournal, NoFaults};
 use crate::simulation::ledger::Ledger;
 use crate::simulation::nodes::SimNodes;
@@ -118,5 +118,5 @@ pub(super) async fn recover(world: &Shared, settings: &RunSettings) -> Result<()
         from_block: blocks.0,
         to_block: blocks.1,
     };
-    journal.begin_recovery(recovery, accounts).await.map_err(|error| error.to_string())
+    journal.begin_recovery(recovery, accounts, Order::new("eve", "")).await.map_err(|error| error.to_string())
 }

@@ -50,8 +50,7 @@ impl RunSettings {
         let seconds = Duration::from_secs;
         let schedule = RetrySchedule::new(rng.u32(1..=4), seconds(1), 2.0, seconds(8));
         let park_delay = seconds(3);
-        let mut waits = schedule.levels();
-        waits.push(park_delay);
+        let waits = schedule.waits(park_delay);
         let tuning = Tuning {
             fees: FeeRules { mode: FeeMode::Auto, max_fee: Wei(HIGHEST_FEE), min_tip: Wei(0), max_tip: None },
             limits: Limits::default(),
@@ -78,6 +77,7 @@ impl RunSettings {
             account: AccountId(0),
             rules,
             tuning: watch::channel(tuning).1,
+            newer_routes: watch::channel(None).1,
             owner: Arc::from(""),
             tracer: Tracer::default(),
         };
@@ -86,11 +86,12 @@ impl RunSettings {
             worker: "sim/worker".to_owned(),
             names: Names::derived_from("q"),
             schedule,
+            newer_retries: watch::channel(None).1,
             max_hold: seconds(rng.u64(8..40)),
             park_delay,
             waits,
             publishes_in_flight: rng.usize(1..=8),
-            read_headers: BTreeSet::from([KEY.to_owned()]),
+            read_headers: watch::channel(BTreeSet::from([KEY.to_owned()])).1,
             tracer: Tracer::default(),
         };
         let admission = AdmissionRules {
@@ -102,7 +103,7 @@ impl RunSettings {
             permits: Default::default(),
             queue: "q".to_owned(),
         };
-        let upkeep = Pace::of(seconds(30 * 86_400), seconds(8));
+        let upkeep = Pace::of(seconds(30 * 86_400), seconds(30 * 86_400), seconds(8));
         let replies = Arc::new(ReplyRules { give_up_after: seconds(20), ..replies::tests::rules() });
         Self { accounts, lane, settle, admission, replies, max_open: rng.u64(3..60), upkeep }
     }
@@ -114,7 +115,7 @@ impl RunSettings {
             let milliseconds = Duration::from_millis;
             let [interval, grace, step] = [6000, 5000, 700].map(milliseconds);
             // Longer than the longest wait, and than an instance takes to notice what another one has settled.
-            self.upkeep = Pace { kept: Duration::from_secs(40), interval, grace, step };
+            self.upkeep = Pace { kept: Duration::from_secs(40), interval, grace, step, ..self.upkeep };
         }
         forgets
     }

@@ -7,9 +7,9 @@ use bytes::Bytes;
 use fastrand::Rng;
 use tokio::time::Instant;
 
-use crate::journal::{CancelCommand, Leases};
+use crate::journal::Leases;
 use crate::model::message::header;
-use crate::model::{Address, Generation, Headers, Message, Origin, Properties, RequestId, Timestamp};
+use crate::model::{Address, Generation, Headers, Message, Order, Origin, Properties, RequestId, Timestamp};
 use crate::policy::marker::newest;
 use crate::simulation::Outcome;
 use crate::simulation::checker::is_conflict;
@@ -18,6 +18,7 @@ use crate::simulation::hosts::Process;
 use crate::simulation::journal::{MemoryJournal, NoFaults};
 use crate::simulation::ledger::CHAIN_ID;
 use crate::simulation::letters::{DeliveryLimit, READ_MS, read_letters};
+use crate::simulation::orders::Operator;
 use crate::simulation::queues::{Queued, REPLIES, replayed};
 use crate::simulation::restored::{Copies, REACTION_MS, recover};
 use crate::simulation::settings::{KEY, RunSettings};
@@ -55,6 +56,8 @@ pub(super) struct Storm {
     keys: Option<u64>,
     /// Another worker that records the same, from messages of its own.
     rival: Option<Rival>,
+    /// An operator who holds and releases.
+    operator: Option<Operator>,
     /// An operator loses patience with what waits, and cancels it all.
     cancels_at: Option<u64>,
     /// An operator reads the broker's own dead letters then.
@@ -126,6 +129,8 @@ impl Storm {
             world.lock().ledger.funds = apart.u128(100_000_000..500_000_000);
         }
         let swarm = Swarm::draw(&mut rng);
+        let operator = Operator::draw(Rng::with_seed(seed.rotate_left(8)));
+        world.lock().checker.has_operator = operator.is_some();
         Self {
             world,
             rng,
@@ -138,6 +143,7 @@ impl Storm {
             to_publish,
             keys,
             rival,
+            operator,
             cancels_at: None,
             reads_letters_at: 0,
             stranger: None,
@@ -189,6 +195,13 @@ impl Storm {
         if !self.calm && now >= self.next_trouble {
             self.next_trouble = now + self.rng.u64(100..4000);
             self.trouble(now);
+        }
+        if self.calm {
+            // Also what a restored copy of the journal holds.
+            Operator::end(&mut self.world.lock());
+        } else if let Some(operator) = &mut self.operator {
+            let accounts: Vec<_> = self.settings.accounts.iter().map(|(_, account)| *account).collect();
+            operator.act(now, &accounts, &mut self.world.lock());
         }
         if self.cancels_at.take_if(|at| now >= *at).is_some() {
             self.cancel(true);
@@ -457,9 +470,9 @@ impl Storm {
         let chosen = ids[world.rng.usize(..ids.len())].clone();
         let store = world.store();
         for id in ids.into_iter().filter(|id| all || *id == chosen) {
-            let command = CancelCommand { by: "operator".to_owned(), reason: String::new() };
+            let order = Order::new("operator", "");
             let request = RequestId::new(&id).expect("it was published as one");
-            let answer = store.lock().expect("nobody panics with it").cancel(Timestamp::now(), &request, command);
+            let answer = store.lock().expect("nobody panics with it").cancel(Timestamp::now(), &request, order);
             world.note(format!("cancel {id}: {answer:?}"));
             world.checker.cancelled.insert(id);
         }

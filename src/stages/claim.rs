@@ -369,7 +369,7 @@ mod tests {
         ask(&before, &mut in_theirs).await;
         let (claim, mut memory) = start(&ours, &markers).await;
         assert!(matches!(ask(&claim, &mut memory).await, Serving::Refused(_)));
-        ours.adopt("eve".to_owned()).await.unwrap();
+        ours.adopt(crate::model::Order::new("eve", "")).await.unwrap();
         assert_eq!(ask(&claim, &mut memory).await, Serving::Serves, "it need not start again");
         assert!(matches!(ask(&before, &mut in_theirs).await, Serving::Refused(_)));
         let (again, mut in_theirs) = start(&theirs, &markers).await;

@@ -1,6 +1,7 @@
 //! The stage that takes deliveries in: reads them as requests, asks the journal what it knows of each, and passes every
 //! token on to settle. In batches, so that one commit admits all that wait.
 
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -11,8 +12,8 @@ use tokio_util::sync::CancellationToken;
 use tracing::{debug, info};
 
 use crate::broker::{AckToken, Delivery, Flow};
-use crate::journal::{AccountId, Admissions, Arrival, JournalError, Passages};
-use crate::model::{BodyHash, Cause, Generation, Heartbeat, Message, OrderKey, Reason, RequestId, Timestamp};
+use crate::journal::{AccountId, Admissions, Arrival, JournalError, Passages, StandingHolds};
+use crate::model::{Address, BodyHash, Cause, Generation, Heartbeat, Message, OrderKey, Reason, RequestId, Timestamp};
 use crate::observe::metrics::IntakeMeter;
 use crate::policy::admission::{AdmissionRules, Candidate, Refusal, admit, sheltered};
 use crate::policy::arrival::{Verdict, is_suspect};
@@ -31,6 +32,9 @@ const CHECK: Duration = Duration::from_secs(1);
 #[derive(Debug, Clone)]
 pub struct IntakeLane {
     pub account: AccountId,
+    pub address: Address,
+    /// Set while it takes no new messages.
+    pub is_retiring: bool,
     /// Notified when its queue gets a request.
     pub wake: Arc<Notify>,
     pub is_open: watch::Receiver<bool>,
@@ -40,6 +44,10 @@ pub struct IntakeLane {
 
 pub struct Intake {
     pub rules: AdmissionRules,
+    /// Brings rules that are newer than these.
+    pub newer_rules: watch::Receiver<AdmissionRules>,
+    /// Accounts that take no new messages.
+    pub retiring: watch::Receiver<BTreeSet<Address>>,
     /// At least one.
     pub lanes: Vec<IntakeLane>,
     pub journal: Arc<dyn Admissions>,
@@ -47,6 +55,13 @@ pub struct Intake {
     pub passages: Arc<dyn Passages>,
     /// Whether this journal serves the queue: before that nothing is taken in.
     pub serving: watch::Receiver<Serving>,
+    pub holds: watch::Receiver<StandingHolds>,
+    /// For how long a message waits at the broker that has no room here.
+    pub park_delay: Duration,
+    /// Open requests: those of all instances at the last check, and what was taken in since.
+    pub open: u64,
+    /// The same of each route that has a share of its own.
+    pub open_by_route: BTreeMap<String, u64>,
     pub flow: watch::Sender<Flow>,
     /// Deliveries pause while this many requests are open.
     pub max_open: watch::Receiver<u64>,
@@ -101,15 +116,39 @@ impl Intake {
         }
     }
 
+    /// Takes over rules that have changed, and which accounts retire. A batch is taken in by one set of rules.
+    fn take_over(&mut self) {
+        if self.newer_rules.has_changed().unwrap_or(false) {
+            self.rules.clone_from(&self.newer_rules.borrow_and_update());
+        }
+        let retiring = self.retiring.borrow();
+        for lane in &mut self.lanes {
+            lane.is_retiring = retiring.contains(&lane.address);
+        }
+    }
+
+    async fn count_shares(&mut self) -> Result<(), JournalError> {
+        let shared = self.rules.routes.iter().filter(|route| route.max_open.is_some());
+        let shared: Vec<_> = shared.map(|route| route.name.clone()).collect();
+        self.open_by_route = shared.iter().map(|route| (route.clone(), 0)).collect();
+        if !shared.is_empty() {
+            self.open_by_route.extend(self.journal.open_of_routes(shared).await?);
+        }
+        Ok(())
+    }
+
     /// Opens or closes the flow of deliveries. Returns whether that is a change.
     async fn regulate(&mut self) -> Result<bool, JournalError> {
+        self.take_over();
         let by_account = self.journal.open_requests().await?;
         for lane in &mut self.lanes {
             let own = by_account.iter().find(|(account, _)| *account == lane.account);
             lane.load = own.map_or(0, |(_, open)| *open);
         }
         let open: u64 = by_account.iter().map(|(_, open)| open).sum();
-        let lanes_take = self.lanes.iter().any(|lane| *lane.is_open.borrow());
+        self.open = open;
+        self.count_shares().await?;
+        let lanes_take = self.lanes.iter().any(|lane| !lane.is_retiring && *lane.is_open.borrow());
         let may_take = lanes_take && open < *self.max_open.borrow();
         let (flow, serves) = match &*self.serving.borrow() {
             Serving::Serves if may_take => (Flow::Open, true),
@@ -133,6 +172,7 @@ impl Intake {
 
     /// Admits a batch, then takes note of passages: all that came before one is in the journal by then.
     async fn step(&mut self, batch: Vec<Delivery>) -> Result<(), JournalError> {
+        self.take_over();
         let (passages, batch): (Vec<_>, Vec<_>) =
             batch.into_iter().partition(|delivery| token_of(&delivery.message).is_some());
         self.admit_all(batch).await?;
@@ -161,13 +201,19 @@ impl Intake {
         for Delivery { message, token } in batch {
             match sheltered(|| admit(&self.rules, &message)).map(|candidate| candidate.at(taken_at)) {
                 Ok(Candidate { id, not_before: Some(until), .. }) if until > taken_at => {
-                    self.meter.deliveries.count(None);
-                    self.pass_on(Admitted::Postponed(Box::new(Postponed { id, message, until, token }))).await;
+                    self.postpone(id, message, until, token).await;
+                }
+                Ok(candidate) if self.waits_at_broker(&candidate) => {
+                    self.postpone(candidate.id, message, taken_at.after(self.park_delay), token).await;
                 }
                 Ok(candidate) => {
                     self.note_hex_text(&message);
-                    let Candidate { id, generation, body_hash, lifetime, order_key, write, .. } = candidate;
+                    let Candidate { id, generation, body_hash, lifetime, order_key, route, write, .. } = candidate;
                     let account = self.choose_lane(order_key);
+                    // A copy of a known request counts too, until the next check.
+                    if let Some(open) = self.open_by_route.get_mut(&route) {
+                        *open += 1;
+                    }
                     // A refusal needs the message; a clone of a body shares its bytes.
                     admissions.push(Admission {
                         id: id.clone(),
@@ -180,7 +226,17 @@ impl Intake {
                     });
                     let order_key = order_key.filter(|_| self.rules.is_strict());
                     let (not_after, write) = (lifetime.ends(taken_at), write.ok());
-                    arrivals.push(Arrival { id, generation, body_hash, message, account, order_key, not_after, write });
+                    arrivals.push(Arrival {
+                        id,
+                        generation,
+                        body_hash,
+                        message,
+                        account,
+                        order_key,
+                        not_after,
+                        route,
+                        write,
+                    });
                 }
                 Err(refusal) => self.refuse(message, refusal, token).await,
             }
@@ -195,6 +251,25 @@ impl Intake {
         Ok(())
     }
 
+    /// Returns whether a new message waits at the broker, uncounted: its route has its share of what is open, or an operator
+    /// holds it, and what is open takes half of the room. The rest is for messages that can be written. One with an ordering
+    /// key would lose its place.
+    fn waits_at_broker(&self, Candidate { generation, order_key, route, .. }: &Candidate) -> bool {
+        if *generation != Generation::default() || order_key.is_some() {
+            return false;
+        }
+        let is_crowded = self.open >= *self.max_open.borrow() / 2;
+        let share = self.rules.routes.iter().find(|known| known.name == *route).and_then(|route| route.max_open);
+        let has_share = share.is_some_and(|share| self.open_by_route.get(route).copied().unwrap_or(0) >= share);
+        has_share || (is_crowded && self.holds.borrow().has_route(route))
+    }
+
+    /// Gives a delivery back to the broker until this time.
+    async fn postpone(&self, id: RequestId, message: Message, until: Timestamp, token: AckToken) {
+        self.meter.deliveries.count(None);
+        self.pass_on(Admitted::Postponed(Box::new(Postponed { id, message, until, token }))).await;
+    }
+
     /// Notes a body whose producer may have meant the bytes that its digits stand for, and logs the first.
     fn note_hex_text(&self, message: &Message) {
         let body = Body::new(message, self.rules.max_body_bytes);
@@ -205,11 +280,12 @@ impl Intake {
         }
     }
 
-    async fn handle_verdict(&self, verdict: Verdict, admission: Admission) {
+    async fn handle_verdict(&mut self, verdict: Verdict, admission: Admission) {
         let Admission { id, generation, account, message, unroutable, taken_at, token } = admission;
         self.meter.deliveries.count(Some(verdict));
         debug!(request.id = %id, request.attempt = %generation, verdict = ?verdict, "delivery");
         if verdict == Verdict::Accept {
+            self.open = self.open.saturating_add(1);
             // A request that was known before stays with the lane that had it.
             self.wake(Some(account).filter(|_| generation == Generation::default()));
         }
@@ -260,16 +336,26 @@ impl Intake {
         account
     }
 
-    /// Returns the lane with the fewest requests. Lanes that take none now come last.
+    /// Returns the lane with the fewest requests. Lanes that take none now come last, and those that retire behind them.
     fn idlest(&self) -> AccountId {
-        let by_load = |lane: &&IntakeLane| (!*lane.is_open.borrow(), lane.load);
+        let by_load = |lane: &&IntakeLane| (lane.is_retiring, !*lane.is_open.borrow(), lane.load);
         self.lanes.iter().min_by_key(by_load).expect("there is at least one lane").account
     }
 
+    /// Returns the account of a key. While one retires, its keys go to the others, and theirs stay where they are.
     fn account_of(&self, hash: &[u8]) -> AccountId {
         let number = hash.first_chunk::<8>().map_or(0, |bytes| u64::from_be_bytes(*bytes));
-        let index = usize::try_from(number % self.lanes.len().max(1) as u64).unwrap_or(0);
-        self.lanes.get(index).expect("there is at least one lane").account
+        let of = |lanes: &[&IntakeLane], number: u64| {
+            let index = usize::try_from(number % lanes.len().max(1) as u64).unwrap_or(0);
+            lanes.get(index).map(|lane| (lane.account, lane.is_retiring))
+        };
+        let all: Vec<_> = self.lanes.iter().collect();
+        let (account, is_retiring) = of(&all, number).expect("there is at least one lane");
+        if !is_retiring {
+            return account;
+        }
+        let staying: Vec<_> = self.lanes.iter().filter(|lane| !lane.is_retiring).collect();
+        of(&staying, number / all.len() as u64).map_or(account, |(account, _)| account)
     }
 }
 
@@ -288,11 +374,14 @@ async fn lane_opens_or_closes(lanes: &mut [IntakeLane]) {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::journal::Leases;
+    use crate::journal::contract::failed;
+    use crate::journal::{Hold, Leases, Settlements, Transactions};
+    use crate::model::HeaderValue;
     use crate::model::message::header;
-    use crate::model::{Address, HeaderValue};
     use crate::policy::letters::tests::rules;
+    use crate::policy::routes::{Match, Route};
     use crate::simulation::fakes::{FakeSession, journal};
+    use crate::simulation::journal::MemoryJournal;
 
     /// The stage with two lanes that take requests.
     struct Bench {
@@ -302,6 +391,10 @@ mod tests {
         lanes_are_open: Vec<watch::Sender<bool>>,
         max_open: watch::Sender<u64>,
         serving: watch::Sender<Serving>,
+        holds: watch::Sender<StandingHolds>,
+        journal: Arc<MemoryJournal>,
+        newer_rules: watch::Sender<AdmissionRules>,
+        retiring: watch::Sender<BTreeSet<Address>>,
     }
 
     impl Bench {
@@ -311,27 +404,48 @@ mod tests {
             for number in 1..=2 {
                 let account = journal.account(1, Address([number; 20])).await.unwrap();
                 let is_open = watch::Sender::new(true);
-                lanes.push(IntakeLane { account, wake: Arc::default(), is_open: is_open.subscribe(), load: 0 });
+                let (wake, is_open_now) = (Arc::default(), is_open.subscribe());
+                let address = Address([number; 20]);
+                lanes.push(IntakeLane { account, address, is_retiring: false, wake, is_open: is_open_now, load: 0 });
                 lanes_are_open.push(is_open);
             }
             let (settle, admitted) = mpsc::channel(99);
             let (flow, max_open) = (watch::Sender::new(Flow::Paused), watch::Sender::new(3));
             let (beat, meter) = (Heartbeat::default(), IntakeMeter::default());
             let limit = max_open.subscribe();
+            let holds = watch::Sender::new(StandingHolds::default());
+            let (newer_rules, retiring) = (watch::Sender::new(rules()), watch::Sender::default());
             let serving = watch::Sender::new(Serving::Serves);
             let intake = Intake {
                 rules: rules(),
+                newer_rules: newer_rules.subscribe(),
+                retiring: retiring.subscribe(),
                 lanes,
                 passages: journal.clone(),
-                journal,
+                journal: journal.clone(),
                 settle,
                 serving: serving.subscribe(),
                 flow,
+                holds: holds.subscribe(),
+                park_delay: Duration::from_secs(30),
+                open: 0,
+                open_by_route: BTreeMap::new(),
                 max_open: limit,
                 beat,
                 meter,
             };
-            Self { serving, intake, admitted, session: FakeSession::default(), lanes_are_open, max_open }
+            Self {
+                serving,
+                intake,
+                admitted,
+                session: FakeSession::default(),
+                lanes_are_open,
+                max_open,
+                holds,
+                journal,
+                newer_rules,
+                retiring,
+            }
         }
 
         /// Takes one message in. Returns what settle gets.
@@ -408,6 +522,69 @@ mod tests {
     }
 
     #[tokio::test]
+    async fn new_messages_of_a_held_route_leave_half_of_the_room_to_others() {
+        let mut bench = Bench::new().await;
+        bench.max_open.send_replace(4);
+        let hold = |route: &str| Hold {
+            account: None,
+            account_id: None,
+            route: Some(route.to_owned()),
+            since: Timestamp(0),
+            by: "ann".into(),
+            reason: String::new(),
+        };
+        bench.holds.send_replace(StandingHolds::new(vec![hold("write")]));
+        let mut postponed = Vec::new();
+        for id in ["a", "b", "c", "d"] {
+            bench.intake.step(vec![bench.session.delivery(id, "body")]).await.unwrap();
+            if let Ok(Admitted::Postponed(later)) = bench.admitted.try_recv() {
+                assert!(later.until > Timestamp::now());
+                postponed.push(id);
+            }
+        }
+        assert_eq!(postponed, ["c", "d"]);
+        bench.holds.send_replace(StandingHolds::new(vec![hold("another")]));
+        bench.intake.step(vec![bench.session.delivery("c", "body")]).await.unwrap();
+        assert!(matches!(bench.admitted.try_recv(), Ok(Admitted::Hold { .. })));
+    }
+
+    #[tokio::test]
+    async fn what_is_over_the_share_of_its_route_waits_at_the_broker_and_others_pass() {
+        let mut bench = Bench::new().await;
+        bench.max_open.send_replace(100);
+        let noisy = Match { kind: Some("noisy".to_owned()), ..Match::default() };
+        let rest = bench.intake.rules.routes[0].clone();
+        let noisy = Route { name: "noisy".to_owned(), matches: noisy, max_open: Some(2), ..rest };
+        let mut rules = bench.intake.rules.clone();
+        rules.routes.insert(0, noisy);
+        bench.newer_rules.send_replace(rules);
+        bench.intake.regulate().await.unwrap();
+        let take = async |bench: &mut Bench, id: &str, kind: Option<&str>, retry: u32| {
+            let mut delivery = bench.session.delivery(id, "body");
+            delivery.message.properties.kind = kind.map(str::to_owned);
+            Generation { replay: 0, retry }.write_to(&mut delivery.message.headers);
+            bench.intake.step(vec![delivery]).await.unwrap();
+            matches!(bench.admitted.try_recv().unwrap(), Admitted::Hold { .. })
+        };
+        for (id, kind, is_taken) in
+            [("a", Some("noisy"), true), ("b", Some("noisy"), true), ("c", Some("noisy"), false), ("d", None, true)]
+        {
+            assert_eq!(take(&mut bench, id, kind, 0).await, is_taken, "{id}");
+        }
+        assert!(!take(&mut bench, "a", Some("noisy"), 0).await, "a copy of what is known waits, too, and is not lost");
+        bench.intake.regulate().await.unwrap();
+        assert!(!take(&mut bench, "c", Some("noisy"), 0).await, "two are open still");
+        let account = bench.intake.lanes[0].account;
+        let journal = bench.journal.clone();
+        let lease = journal.acquire_lease(account, "me".into(), Duration::from_secs(60), None).await.unwrap();
+        let queued = journal.queued(account, i64::MIN, 9).await.unwrap();
+        let ended = queued.iter().filter(|request| request.route == "noisy").map(|request| failed(request.seq, 1));
+        journal.settle(&lease.ours().unwrap(), ended.take(1).collect()).await.unwrap();
+        bench.intake.regulate().await.unwrap();
+        assert!(take(&mut bench, "c", Some("noisy"), 0).await);
+    }
+
+    #[tokio::test]
     async fn bodies_of_hexadecimal_text_are_counted() {
         let mut bench = Bench::new().await;
         for (id, body) in [("a", "body"), ("b", "0xa9059cbb"), ("c", "0xa9059cbb"), ("d", "0x")] {
@@ -427,6 +604,30 @@ mod tests {
         bench.lanes_are_open[1].send_replace(false);
         bench.take("d", "body").await;
         assert_eq!(places(&bench), [3, 1], "the second one takes none");
+    }
+
+    #[tokio::test]
+    async fn an_account_that_retires_gets_nothing_new_and_the_keys_of_others_stay() {
+        let mut bench = Bench::new().await;
+        let third = IntakeLane { account: AccountId(99), ..bench.intake.lanes[0].clone() };
+        bench.intake.lanes.push(third);
+        let keys: Vec<_> = (0..60).map(|number: u32| OrderKey::of(&number.to_string())).collect();
+        let places = |bench: &Bench| keys.iter().map(|key| bench.intake.account_of(key.as_bytes())).collect::<Vec<_>>();
+        let before = places(&bench);
+        let retired = bench.intake.lanes[0].account;
+        bench.intake.lanes[2].address = Address([99; 20]);
+        bench.retiring.send_replace(BTreeSet::from([bench.intake.lanes[0].address]));
+        bench.intake.step(Vec::new()).await.unwrap();
+        let after = places(&bench);
+        assert!(!after.contains(&retired) && before.contains(&retired));
+        assert!(before.iter().zip(&after).all(|(before, after)| before == after || *before == retired));
+        let of = |account: AccountId| after.iter().filter(|place| **place == account).count();
+        assert!(bench.intake.lanes.iter().skip(1).all(|lane| of(lane.account) > 20), "its keys are shared out");
+        bench.intake.lanes.pop();
+        assert_eq!(bench.intake.idlest(), bench.intake.lanes[1].account);
+        bench.lanes_are_open[1].send_replace(false);
+        bench.intake.regulate().await.unwrap();
+        assert_eq!(*bench.intake.flow.borrow(), Flow::Paused, "the other one takes none");
     }
 
     #[tokio::test]

@@ -1,5 +1,6 @@
 //! Builds every stage between the four seams, and connects them.
 
+use std::collections::{BTreeMap, BTreeSet};
 use std::pin::Pin;
 use std::sync::Arc;
 use std::time::Duration;
@@ -9,14 +10,15 @@ use tokio_util::sync::CancellationToken;
 
 use crate::broker::{Delivery, Flow, MarkerQueue, Publisher};
 use crate::chain::Chain;
-use crate::journal::{AccountId, Changes, Instance, Journal, JournalError};
-use crate::model::Heartbeat;
+use crate::journal::{AccountId, Changes, Instance, Journal, JournalError, StandingHolds};
+use crate::model::{Address, Heartbeat};
 use crate::observe::metrics::Meters;
 use crate::policy::admission::AdmissionRules;
 use crate::policy::replies::ReplyRules;
 use crate::signer::Signer;
 use crate::stages::assignment::{AssignedLane, Assignment};
 use crate::stages::claim::{Claim, ServedPublisher, Serving};
+use crate::stages::holds::HoldsStage;
 use crate::stages::intake::{Intake, IntakeLane};
 use crate::stages::lane::{Lane, LaneSettings, LaneSignals};
 use crate::stages::outbox::OutboxStage;
@@ -41,7 +43,9 @@ pub struct PipelineSettings {
     pub lease_ttl: Duration,
     /// One for each account.
     pub lanes: Vec<LaneSettings>,
-    pub admission: AdmissionRules,
+    pub admission: watch::Receiver<AdmissionRules>,
+    /// Accounts that take no new messages.
+    pub retiring: watch::Receiver<BTreeSet<Address>>,
     pub settle: SettleSettings,
     pub replies: Arc<ReplyRules>,
     /// Deliveries pause while this many requests are open.
@@ -82,13 +86,23 @@ impl Pipeline {
     /// Builds every stage and connects them.
     pub fn new<J: Journal + 'static>(seams: Seams<J>, settings: PipelineSettings, stops: &Stops) -> Self {
         let Seams { journal, chain, signers, publisher, markers, deliveries } = seams;
-        let PipelineSettings { instance, lease_ttl, lanes, admission, settle, replies, max_open, upkeep: pace } =
-            settings;
+        let PipelineSettings {
+            instance,
+            lease_ttl,
+            lanes,
+            mut admission,
+            retiring,
+            settle,
+            replies,
+            max_open,
+            upkeep: pace,
+        } = settings;
         let (to_settle, from_intake) = mpsc::channel(HANDOVERS);
         let (to_settle_from_lanes, from_lanes) = mpsc::channel(HANDOVERS);
         let (owners_changed, wake_outbox) = (Arc::new(Notify::new()), Arc::new(Notify::new()));
         let flow = watch::Sender::new(Flow::Paused);
         let serving = watch::Sender::new(Serving::Waiting("the broker is not connected".to_owned()));
+        let holds = watch::Sender::new(StandingHolds::default());
         let mut pipeline = Self {
             stages: Vec::new(),
             lanes: Vec::new(),
@@ -99,9 +113,11 @@ impl Pipeline {
 
         let publisher: Arc<dyn Publisher> = Arc::new(ServedPublisher { publisher, serving: pipeline.serving.clone() });
 
+        let addresses: BTreeMap<_, _> =
+            lanes.iter().zip(&signers).map(|(lane, signer)| (lane.account, signer.address())).collect();
         for (settings, signer) in lanes.into_iter().zip(signers) {
             let account = settings.account;
-            let signals = LaneSignals::new(pipeline.meters.lane.clone(), pipeline.serving.clone());
+            let signals = LaneSignals::new(pipeline.meters.lane.clone(), pipeline.serving.clone(), holds.clone());
             let (chain, journal, settle) = (Arc::clone(&chain), journal.clone(), to_settle_from_lanes.clone());
             let lane = Lane::new(settings, chain, signer, journal, settle, signals.clone());
             pipeline.add("lane", &signals.beat, lane.run(stops.lanes.clone()));
@@ -124,12 +140,19 @@ impl Pipeline {
         pipeline.add("spreading", &beat, assignment.run(stops.lanes.clone()));
 
         let beat = Heartbeat::default();
+        let rules = admission.borrow_and_update().clone();
         let intake = Intake {
-            rules: admission,
-            lanes: pipeline.of_lanes(intake_lane),
+            rules,
+            newer_rules: admission,
+            retiring,
+            lanes: pipeline.of_lanes(|account, signals| intake_lane(account, &addresses, signals)),
             journal: journal.clone(),
             passages: journal.clone(),
             serving: pipeline.serving.clone(),
+            holds: holds.subscribe(),
+            park_delay: settle.park_delay,
+            open: 0,
+            open_by_route: BTreeMap::new(),
             settle: to_settle,
             flow,
             max_open,
@@ -157,6 +180,9 @@ impl Pipeline {
             OutboxStage { journal: outbox, publisher, exchange, replies, accounts, wake, beat: beat.clone(), tracer };
         pipeline.add("outbox", &beat, outbox.run(stops.outbox.clone()));
 
+        let standing = HoldsStage { journal: journal.clone(), standing: holds };
+        pipeline.stages.push(Stage { name: "holds", beat: None, run: Box::pin(standing.run(stops.outbox.clone())) });
+
         if let Some(changes) = journal.changes() {
             let wakes = pipeline.of_lanes(|_, signals| Arc::clone(&signals.wake));
             let news = pass_on(changes, owners_changed, wakes, settled, stops.outbox.clone());
@@ -183,8 +209,10 @@ impl Pipeline {
     }
 }
 
-fn intake_lane(account: AccountId, signals: &LaneSignals) -> IntakeLane {
-    IntakeLane { account, wake: Arc::clone(&signals.wake), is_open: signals.is_open.subscribe(), load: 0 }
+fn intake_lane(account: AccountId, addresses: &BTreeMap<AccountId, Address>, signals: &LaneSignals) -> IntakeLane {
+    let (wake, is_open) = (Arc::clone(&signals.wake), signals.is_open.subscribe());
+    let address = addresses.get(&account).copied().unwrap_or(Address([0; 20]));
+    IntakeLane { account, address, is_retiring: false, wake, is_open, load: 0 }
 }
 
 fn assigned_lane(account: AccountId, signals: &LaneSignals) -> AssignedLane {

@@ -41,6 +41,8 @@ impl<T: Upkeep + Passages> UpkeepJournal for T {}
 pub struct Pace {
     /// What ended is kept for so long at least.
     pub kept: Duration,
+    /// Published events are kept for so long.
+    pub events_kept: Duration,
     /// Interval between passages.
     pub interval: Duration,
     /// For what a consumer was given just before a passage came out.
@@ -51,9 +53,9 @@ pub struct Pace {
 
 impl Pace {
     /// Returns the pace for `journal.retention`, where the longest wait queue has this delay.
-    pub fn of(retention: Duration, longest_wait: Duration) -> Self {
+    pub fn of(retention: Duration, events_kept: Duration, longest_wait: Duration) -> Self {
         let step = Duration::from_secs(30);
-        Self { kept: retention.max(longest_wait), interval: interval(retention), grace: GRACE, step }
+        Self { kept: retention.max(longest_wait), events_kept, interval: interval(retention), grace: GRACE, step }
     }
 }
 
@@ -115,6 +117,9 @@ impl UpkeepStage {
                 return Ok(());
             }
         };
+        while self.journal.prune_events(now.before(self.pace.events_kept), ROWS).await? > 0 && !cancel.is_cancelled() {
+            tokio::task::yield_now().await;
+        }
         let proof = self.journal.proof().await?;
         let up_to = memory.usable(&proof, self.pace.grace);
         self.send(&proof, now, cancel).await?;
@@ -248,7 +253,7 @@ mod tests {
                 journal,
                 publisher: publisher.clone(),
                 way: ("q.retry".to_owned(), "q.wait.1s".to_owned()),
-                pace: Pace::of(HOUR, Duration::ZERO),
+                pace: Pace::of(HOUR, HOUR, Duration::ZERO),
                 lanes: vec![lane.subscribe()],
                 serving: serving.subscribe(),
             };
@@ -352,8 +357,8 @@ mod tests {
     /// A copy that its producer or a crash left in a wait queue comes after its delay.
     #[test]
     fn what_ended_is_kept_for_as_long_as_the_longest_wait_takes() {
-        assert_eq!(Pace::of(HOUR, 3 * HOUR).kept, 3 * HOUR);
-        assert_eq!(Pace::of(3 * HOUR, HOUR).kept, 3 * HOUR);
+        assert_eq!(Pace::of(HOUR, HOUR, 3 * HOUR).kept, 3 * HOUR);
+        assert_eq!(Pace::of(3 * HOUR, HOUR, HOUR).kept, 3 * HOUR);
     }
 
     #[tokio::test(start_paused = true)]

@@ -102,7 +102,7 @@ fn commit(criterion: &mut Criterion) {
             });
             let (id, body_hash) = (RequestId::new(&format!("m-{number}")).unwrap(), BodyHash::of(&message.body));
             let (generation, order_key, not_after) = (Generation::default(), None, None);
-            Arrival { id, generation, body_hash, message, account, order_key, not_after, write }
+            Arrival { id, generation, body_hash, message, account, order_key, not_after, route: String::new(), write }
         });
         let arrivals: Vec<_> = arrivals.collect();
         number += BATCH;

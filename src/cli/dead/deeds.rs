@@ -158,7 +158,7 @@ pub(super) fn record(
         deed,
         cause: letter.cause(),
         at: Timestamp::now(),
-        operator: session.guard.operator().to_owned(),
+        by: session.guard.actor().clone(),
         reason: reason.to_owned(),
         detail,
         message: Some(message),

@@ -68,7 +68,7 @@ fn show_plan(letters: &[Letter], json: bool, dry_run: bool) {
 
 /// Archives the letter, which the caller then removes. Crash in between: it is in both, and is discarded once more.
 async fn archive(session: &LetterSession, letter: &Letter, raw: &RawLetter, reason: &str) -> anyhow::Result<Outcome> {
-    let detail = format!("by {}: {reason}", session.guard.operator());
+    let detail = format!("by {}: {reason}", session.guard.actor());
     let deed = match record(session, (letter, raw), Deed::Discarded, reason, detail) {
         Ok(deed) => deed,
         Err(failed) => return Ok(failed),

@@ -12,6 +12,7 @@ use crate::cli::dead::{ChangeOptions, Named, confirm, editor, pair, plain, sheet
 use crate::cli::{check_reason, complain, exit, open_input, say, stop};
 use crate::config::Settings;
 use crate::journal::Deed;
+use crate::model::operator::text_of;
 use crate::model::{BodyHash, GasRule, Generation, Message, RequestId, Timestamp, Write};
 use crate::policy::admission::{Candidate, TextSource, admit, sheltered};
 use crate::policy::arrival::{Verdict, decide};
@@ -209,8 +210,7 @@ impl Edit<'_> {
     /// leaves the same as with a replay.
     async fn send(&self, letter: &Letter, raw: &RawLetter, new: &New) -> anyhow::Result<Outcome> {
         let Self { session, arguments: Arguments { reason, .. }, .. } = self;
-        let detail = format!("sent as {} by {}: {reason}", new.words(), session.guard.operator());
-        let detail = detail.trim_end_matches(": ").to_owned();
+        let detail = text_of(&format!("sent as {}", new.words()), &session.guard.actor().to_string(), reason);
         let deed = match record(session, (letter, raw), Deed::Edited, reason, detail) {
             Ok(deed) => deed,
             Err(failed) => return Ok(failed),

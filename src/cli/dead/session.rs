@@ -8,7 +8,7 @@ use crate::broker::{Browse, DeadLetters, MOST_LETTERS, RawLetter, Seen, Ticket};
 use crate::cli::dead::{LIMIT, Which, letters_text};
 use crate::cli::{Stop, complain, exit, operator, progress_bar, stop};
 use crate::config::Settings;
-use crate::journal::{History, OperatorsJournal};
+use crate::journal::{Actor, History, OperatorsJournal};
 use crate::model::{Message, RequestId, RequestState, Timestamp};
 use crate::policy::admission::AdmissionRules;
 use crate::policy::letters::{Letter, LetterFilter};
@@ -133,7 +133,7 @@ impl LetterSession {
         let journal = journal.context("the journal knows whether a dead letter is safe to replay")?;
         let journal: Arc<dyn OperatorsJournal> = Arc::from(journal);
         let queue = Queue::open(settings).await?;
-        let guard = ReplayGuard::new(Arc::clone(&journal), operator(), settings.journal.retention);
+        let guard = ReplayGuard::new(Arc::clone(&journal), Actor::Person(operator()), settings.journal.retention);
         let session = Self { queue, journal, guard };
         let done = work(&session).await;
         if done.as_ref().err().is_none_or(|error| error.is::<Stop>()) {

@@ -8,6 +8,7 @@ use crate::chain::{BlockTag, Chain, NodeClient};
 use crate::cli::doctor::finding::Finding;
 use crate::cli::{spell, text_of};
 use crate::config::{Settings, SignerSection};
+use crate::daemon::status::Retiring;
 use crate::journal::{AccountOverview, JournalOverview};
 use crate::model::text::counted;
 use crate::model::{Address, Gas, GasRule, Nonce, RequestState, Wei};
@@ -72,6 +73,10 @@ pub(super) async fn examine(
             findings.extend(with_code(account, code));
             findings.push(money(settings, account, *balance));
             findings.push(nonces(account, *count, *pending, known));
+        }
+        if settings.retiring.contains(&account) {
+            let left = journal.map(|_| known.map_or(0, AccountOverview::left));
+            findings.push(Finding::notice(AREA, format!("{account}: {}", Retiring { left }.text())));
         }
         findings.extend(known.and_then(|known| stuck(known, settings.tuning.replace_after)));
     }
@@ -192,6 +197,7 @@ mod tests {
             leased_until: Timestamp(0),
             live: 1,
             outbox: 0,
+            retry_waiting: 0,
             open: vec![OpenRequests {
                 state: RequestState::Writing.as_str().to_owned(),
                 count: 1,

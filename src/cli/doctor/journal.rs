@@ -6,7 +6,7 @@ use std::time::Duration;
 use crate::cli::doctor::finding::Finding;
 use crate::cli::{spell, text_of};
 use crate::config::Settings;
-use crate::journal::{Attendance, JournalAddress, JournalError, JournalOverview, OperatorsJournal, Proof};
+use crate::journal::{Attendance, Hold, JournalAddress, JournalError, JournalOverview, OperatorsJournal, Proof};
 use crate::model::Timestamp;
 use crate::policy::passage::LATE;
 
@@ -62,7 +62,19 @@ async fn examine_open(
     findings.extend(condition.clock.map(|clock| skew(clock, asked, Timestamp::now())));
     findings.extend(instances(&journal.attendance().await?));
     findings.extend(forgetting(&journal.proof().await?, retention, Timestamp::now()));
-    journal.overview().await
+    let overview = journal.overview().await?;
+    findings.extend(overview.holds.iter().map(held));
+    Ok(overview)
+}
+
+fn held(hold: &Hold) -> Finding {
+    let option = match (hold.account, &hold.route) {
+        (Some(account), _) => format!(" --account {account}"),
+        (None, Some(route)) => format!(" --route {route}"),
+        (None, None) => String::new(),
+    };
+    Finding::warn("hold", format!("{}; nothing new is signed for it", hold.text()))
+        .remedy(format!("when it is over: chainwriter release{option} --reason TEXT"))
 }
 
 /// Reports an error of the journal, whose text says what to do.

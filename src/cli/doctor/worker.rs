@@ -65,6 +65,7 @@ fn of_lane(lane: &LaneReport) -> Vec<Finding> {
         Finding::warn(AREA, format!("the lane of {account} is paused ({reason}): {detail}"))
             .remedy("docs/reasons.md says what to do")
     });
+    // That an operator holds it, the journal's findings say.
     let held = lane.held.iter().map(|held| {
         Finding::warn(AREA, format!("request {} of {account} waits: {}", held.request, held.why))
             .remedy("`chainwriter status ID` has its history; `chainwriter cancel ID` ends it")

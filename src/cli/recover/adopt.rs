@@ -3,22 +3,22 @@
 use anyhow::bail;
 
 use crate::broker::{BrokerError, MarkerQueue, PublishOnly, QueueDepths, QueueRole};
-use crate::cli::{exit, operator, say};
+use crate::cli::{exit, say};
 use crate::config::Settings;
 use crate::journal::OperatorsJournal;
 use crate::model::text::counted;
-use crate::model::{JournalId, Marker};
+use crate::model::{JournalId, Marker, Order};
 use crate::policy::marker::{Ruling, newest, rule};
 
 /// Lets this journal take the queue over from the one that serves it.
-pub(super) async fn run(settings: &Settings) -> anyhow::Result<u8> {
+pub(super) async fn run(settings: &Settings, order: Order) -> anyhow::Result<u8> {
     let journal = settings.journal.address.open_existing().await?;
-    let adopted = adopt(journal.as_ref(), settings).await;
+    let adopted = adopt(journal.as_ref(), settings, order).await;
     journal.close().await;
     adopted.map(|()| exit::OK)
 }
 
-async fn adopt(journal: &dyn OperatorsJournal, settings: &Settings) -> anyhow::Result<()> {
+async fn adopt(journal: &dyn OperatorsJournal, settings: &Settings, order: Order) -> anyhow::Result<()> {
     let found = marker(settings).await?;
     let standing = journal.claim_standing(found.as_ref().map(|found| (found.start, found.token.clone()))).await?;
     let from = match (rule(&standing, found.as_ref()), &found) {
@@ -39,7 +39,7 @@ async fn adopt(journal: &dyn OperatorsJournal, settings: &Settings) -> anyhow::R
             settings.queue()
         );
     }
-    journal.adopt(operator()).await?;
+    journal.adopt(order).await?;
     let JournalId(own) = &standing.journal;
     say(format_args!(
         "journal {own} takes the queue over from {from} at its next start, or within a minute if it runs. What only the \

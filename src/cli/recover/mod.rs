@@ -9,12 +9,12 @@ use tokio::time::Instant;
 
 use crate::chain::follow::history::{AccountHistory, HistoryError, Patience, account_history};
 use crate::chain::{BlockTag, Chain, NodeClient};
-use crate::cli::{exit, operator, progress_bar, say};
+use crate::cli::{check_reason, exit, operator, progress_bar, say};
 use crate::config::Settings;
 use crate::daemon::app;
 use crate::journal::{OperatorsJournal, RecoveredAccount, Recovery};
 use crate::model::text::counted;
-use crate::model::{Address, BlockNumber, Nonce, Timestamp};
+use crate::model::{Address, BlockNumber, Nonce, Order, Timestamp};
 use crate::observe::traces::Tracer;
 use crate::policy::finality::{FinalityRule, highest_final};
 
@@ -53,29 +53,35 @@ pub(super) struct Arguments {
     /// Let this journal take the queue over from the one that serves it: it was moved here on purpose.
     #[arg(long, group = "what")]
     adopt: bool,
+    /// Why; stands in the log of what operators did.
+    #[arg(long, default_value = "", hide_default_value = true)]
+    reason: String,
 }
 
 pub(super) async fn run(arguments: Arguments, settings: Settings) -> anyhow::Result<u8> {
+    check_reason(&arguments.reason)?;
+    let order = Order::new(operator(), arguments.reason);
     if arguments.adopt {
-        return adopt::run(&settings).await;
+        return adopt::run(&settings, order).await;
     }
     let address = &settings.journal.address;
     if arguments.end {
         let journal = address.open_existing().await?;
-        let ended = journal.end_recovery().await?;
+        let ended = journal.end_recovery(order).await?;
         journal.close().await;
         say(if ended { "the recovery has ended" } else { "no recovery is on" });
         return Ok(if ended { exit::OK } else { exit::NOT_FOUND });
     }
     let done = if let Some(from_block) = arguments.from_block {
         let journal = address.open().await?;
-        let done = recover(journal.as_ref(), &settings, BlockNumber(from_block), &arguments).await;
+        let limits = (arguments.patience, arguments.cancel_pooled);
+        let done = recover(journal.as_ref(), &settings, BlockNumber(from_block), limits, order).await;
         journal.close().await;
         done
     } else if let Some(below) = arguments.foreign_below {
         let account = chosen_account(arguments.account.as_deref(), &settings)?;
         let journal = address.open_existing().await?;
-        let done = accept_foreign(journal.as_ref(), &settings, account, Nonce(below)).await;
+        let done = accept_foreign(journal.as_ref(), &settings, (account, Nonce(below)), order).await;
         journal.close().await;
         done
     } else {
@@ -109,8 +115,8 @@ async fn expect_nobody_works(journal: &dyn OperatorsJournal) -> anyhow::Result<(
 async fn accept_foreign(
     journal: &dyn OperatorsJournal,
     settings: &Settings,
-    address: Address,
-    below: Nonce,
+    (address, below): (Address, Nonce),
+    order: Order,
 ) -> anyhow::Result<()> {
     expect_nobody_works(journal).await?;
     let chain = NodeClient::new(&settings.chain).context("cannot make the HTTP client")?;
@@ -125,7 +131,7 @@ async fn accept_foreign(
         );
     }
     let account = journal.account(settings.chain.chain_id, address).await?;
-    let forgotten = journal.accept_foreign(account, below).await?;
+    let forgotten = journal.accept_foreign(account, below, order).await?;
     say(format_args!(
         "{address}: unknown transactions below nonce {below} count as another program's; {} compared with no more",
         counted(forgotten as u64, "call")
@@ -137,7 +143,8 @@ async fn recover(
     journal: &dyn OperatorsJournal,
     settings: &Settings,
     from: BlockNumber,
-    &Arguments { patience: limit, cancel_pooled, .. }: &Arguments,
+    (limit, cancel_pooled): (Duration, bool),
+    order: Order,
 ) -> anyhow::Result<()> {
     expect_nobody_works(journal).await?;
     let chain = NodeClient::new(&settings.chain).context("cannot make the HTTP client")?;
@@ -175,8 +182,9 @@ async fn recover(
         let AccountHistory { first_nonce, next_nonce, writes, .. } = salvaged;
         accounts.push(RecoveredAccount { account, first_nonce, next_nonce, writes });
     }
-    let recovery = Recovery { begun_at: Timestamp::now(), operator: operator(), from_block: from, to_block: to };
-    journal.begin_recovery(recovery, accounts).await?;
+    let operator = order.by.to_string();
+    let recovery = Recovery { begun_at: Timestamp::now(), operator, from_block: from, to_block: to };
+    journal.begin_recovery(recovery, accounts, order).await?;
     say(NEXT);
     Ok(())
 }

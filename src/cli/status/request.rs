@@ -65,6 +65,12 @@ pub(in crate::cli) fn explain(history: &History) -> String {
     let _ = writeln!(text, "  received   {}", history.request.received_at);
     let _ = writeln!(text, "  changed    {}", history.request.changed_at);
     let _ = writeln!(text, "  account    {} on chain {}", history.request.account, history.request.chain_id);
+    if !history.request.route.is_empty() {
+        let _ = writeln!(text, "  route      {}", Escaped(&history.request.route));
+    }
+    for hold in &history.holds {
+        let _ = writeln!(text, "  held       {}", Escaped(&hold.text()));
+    }
     let replay =
         if history.request.replay > 0 { format!(" of replay {}", history.request.replay) } else { String::new() };
     let _ = writeln!(text, "  attempt    {}{replay}", history.request.attempt);
@@ -91,6 +97,7 @@ pub(in crate::cli) fn explain(history: &History) -> String {
 fn meaning(history: &History) -> String {
     let cause = history.request.failure.as_deref().unwrap_or("no reason recorded");
     match RequestState::from_word(&history.request.state) {
+        Some(RequestState::Accepted) if !history.holds.is_empty() => "accepted, an operator holds it".to_owned(),
         Some(RequestState::Accepted) => "accepted, it waits for a nonce".to_owned(),
         Some(RequestState::Writing) => "signed, it waits for the chain".to_owned(),
         Some(RequestState::RetryPending) => format!("failed, its retry is on its way to the broker ({cause})"),

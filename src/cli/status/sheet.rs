@@ -33,13 +33,14 @@ pub(super) struct Section {
     pub(super) lines: Vec<(Tone, String)>,
 }
 
-/// Returns the headline and the sections: queues, requests, lanes, endpoints, what happened last.
+/// Returns the headline and the sections: queues, requests, holds, lanes, endpoints, what happened last.
 pub(super) fn sheet(overview: &Overview) -> ((Tone, String), Vec<Section>) {
     let process = overview.process.as_ref();
     let report = process.and_then(Side::seen);
     let sections = vec![
         Section { title: "queues", lines: queues(overview) },
         Section { title: "requests", lines: of_side(&overview.journal, |journal| requests(journal, overview.at)) },
+        Section { title: "held by operators", lines: overview.journal.seen().map_or_else(Vec::new, holds) },
         Section { title: "lanes", lines: lanes(overview, report) },
         Section { title: "endpoints", lines: report.map_or_else(Vec::new, |report| endpoints(&report.endpoints)) },
         Section { title: "last incidents", lines: overview.journal.seen().map_or_else(Vec::new, incidents) },
@@ -194,8 +195,16 @@ fn as_reported(lane: &LaneReport, at: Timestamp) -> Vec<(Tone, String)> {
     }
     match &lane.paused {
         Some(pause) => lines.push((Tone::Bad, format!("  paused ({}): {}", pause.reason, pause.detail))),
+        None if lane.on_hold.is_some() => {}
         None if !lane.open => lines.push((Tone::Warn, "  takes no requests yet".to_owned())),
         None => {}
+    }
+    if let Some(retiring) = &lane.retiring {
+        let tone = if retiring.left == Some(0) { Tone::Good } else { Tone::Plain };
+        lines.push((tone, format!("  {}", retiring.text())));
+    }
+    if let Some(hold) = &lane.on_hold {
+        lines.push((Tone::Warn, format!("  {hold}")));
     }
     if let Some(throttled) = &lane.throttled {
         lines.push((Tone::Warn, format!("  throttled by {throttled}")));
@@ -235,6 +244,10 @@ fn endpoints(endpoints: &[EndpointState]) -> Vec<(Tone, String)> {
         }
     };
     endpoints.iter().map(line).collect()
+}
+
+fn holds(journal: &JournalOverview) -> Vec<(Tone, String)> {
+    journal.holds.iter().map(|hold| (Tone::Warn, hold.text())).collect()
 }
 
 fn incidents(journal: &JournalOverview) -> Vec<(Tone, String)> {

@@ -1,7 +1,7 @@
 //! A report as gauges: what `/metrics` says of a moment is what `/status` says of it.
 
 use crate::daemon::status::{LaneReport, WorkerReport, wei};
-use crate::journal::JournalOverview;
+use crate::journal::{HoldKind, JournalOverview};
 use crate::model::Timestamp;
 use crate::observe::metrics::Gauges;
 
@@ -38,6 +38,10 @@ fn set_lane(gauges: &Gauges, lane: &LaneReport, at: Timestamp) {
     if let Some(pause) = &lane.paused {
         gauges.lane_paused.set([&account, &pause.reason], 1.0);
     }
+    if let Some(left) = lane.retiring.as_ref().and_then(|retiring| retiring.left) {
+        gauges.lane_retiring.set(of, left as f64);
+    }
+    gauges.lane_on_hold.set(of, flag(lane.on_hold.is_some()));
     gauges.lane_in_flight.set(of, lane.in_flight as f64);
     gauges.lane_window.set(of, lane.window as f64);
     if lane.owner {
@@ -57,6 +61,10 @@ fn set_lane(gauges: &Gauges, lane: &LaneReport, at: Timestamp) {
 }
 
 fn set_journal(gauges: &Gauges, journal: &JournalOverview) {
+    for kind in HoldKind::ALL {
+        let count = journal.holds.iter().filter(|hold| hold.kind() == kind).count();
+        gauges.holds.set([kind.as_str()], count as f64);
+    }
     for account in &journal.accounts {
         let address = account.address.to_string();
         gauges.outbox.set([&address], account.outbox as f64);

@@ -125,8 +125,9 @@ async fn respond(head: &Parts, observer: &Observer, requests: Option<&RequestPag
             health(stuck.is_empty(), &json!({ "alive": stuck.is_empty(), "stuck": stuck }))
         }
         "/readyz" => {
-            let reasons = observer.report().not_ready;
-            health(reasons.is_empty(), &json!({ "ready": reasons.is_empty(), "reasons": reasons }))
+            let report = observer.report();
+            let (reasons, holds) = (report.not_ready, report.journal.map(|journal| journal.holds).unwrap_or_default());
+            health(reasons.is_empty(), &json!({ "ready": reasons.is_empty(), "reasons": reasons, "holds": holds }))
         }
         "/metrics" => response(StatusCode::OK, metrics::MEDIA_TYPE, observer.metrics_page()),
         "/status" => match serde_json::to_string(&observer.report()) {

@@ -15,5 +15,5 @@ pub use observer::{LaneView, Observer, Sources};
 pub use recent::{RecentLine, RecentLines};
 #[cfg(test)]
 pub use report::HeldReport;
-pub use report::{LaneReport, PauseReport, WorkerReport, wei};
+pub use report::{LaneReport, PauseReport, Retiring, WorkerReport, wei};
 pub use requests::RequestPages;

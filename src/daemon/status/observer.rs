@@ -1,19 +1,20 @@
 //! The observer: puts the report together from what the parts show of themselves, and polls what has to be
 //! asked for: the journal's counts and the accounts' balances.
 
+use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::sync::watch;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
-use tracing::warn;
+use tracing::{info, warn};
 
 use crate::broker::{BrokerState, Flow, PrefetchState};
 use crate::chain::{Chain, NodeClient};
-use crate::daemon::status::report::{BrokerReport, HeldReport, LaneReport, PauseReport, WorkerReport};
+use crate::daemon::status::report::{BrokerReport, HeldReport, LaneReport, PauseReport, Retiring, WorkerReport};
 use crate::daemon::status::{RecentLines, gauges};
-use crate::journal::{JournalOverview, Upkeep};
+use crate::journal::{AccountOverview, Hold, JournalOverview, Upkeep};
 use crate::model::{Address, Timestamp, Wei};
 use crate::observe::metrics::{IntakeMeter, Metrics, SettleMeter};
 use crate::stages::claim::Serving;
@@ -42,6 +43,8 @@ pub struct Sources {
     /// Whether this journal serves the queue.
     pub serving: watch::Receiver<Serving>,
     pub lanes: Vec<LaneView>,
+    /// Accounts that take no new messages.
+    pub retiring: watch::Receiver<BTreeSet<Address>>,
     pub node: Arc<NodeClient>,
     pub journal: Arc<dyn Upkeep>,
     pub intake: IntakeMeter,
@@ -79,9 +82,11 @@ impl Observer {
         let mut tick = tokio::time::interval(JOURNAL_POLL);
         tick.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
         let mut balances_at: Option<Instant> = None;
+        let mut retired = BTreeSet::new();
         loop {
             tick.tick().await;
             self.read_journal().await;
+            self.log_retired(&mut retired);
             if balances_at.is_none_or(|at| at.elapsed() >= BALANCE_POLL) {
                 self.read_balances().await;
                 balances_at = self.has_balances().then(Instant::now).or(balances_at);
@@ -96,6 +101,27 @@ impl Observer {
                 warn!(%error, "could not read counts from the journal; those in /status and /metrics are old")
             }
         }
+    }
+
+    /// Logs once for each account that retires that nothing is left of it.
+    fn log_retired(&self, logged: &mut BTreeSet<Address>) {
+        for account in self.sources.retiring.borrow().iter() {
+            let has_left = self.left_of(*account) != Some(0);
+            if has_left {
+                logged.remove(account);
+            } else if logged.insert(*account) {
+                info!(%account, "the account has retired: nothing is left, and its [[signer]] can be taken out");
+            }
+        }
+    }
+
+    /// Returns what an account has left to finish; `None` before the journal was read.
+    fn left_of(&self, account: Address) -> Option<u64> {
+        let asked = self.asked.borrow();
+        let known = &asked.journal.as_ref()?.accounts;
+        let chain_id = self.sources.chain_id;
+        let known = known.iter().find(|known| (known.chain_id, known.address) == (chain_id, account));
+        Some(known.map_or(0, AccountOverview::left))
     }
 
     async fn read_balances(&self) {
@@ -117,7 +143,12 @@ impl Observer {
         let asked = self.asked.borrow();
         let sources = &self.sources;
         let balances = asked.balances.iter().copied().chain(std::iter::repeat(None));
-        let lanes: Vec<_> = sources.lanes.iter().zip(balances).map(|(lane, balance)| lane.report(balance)).collect();
+        let report = |(lane, balance): (&LaneView, Option<Wei>)| {
+            let is_retiring = sources.retiring.borrow().contains(&lane.account);
+            let retiring = is_retiring.then(|| Retiring { left: self.left_of(lane.account) });
+            LaneReport { retiring, ..lane.report(balance) }
+        };
+        let lanes: Vec<_> = sources.lanes.iter().zip(balances).map(report).collect();
         let broker = sources.broker.borrow().clone();
         let prefetch = *sources.prefetch.borrow();
         let is_draining = sources.draining.is_cancelled();
@@ -152,7 +183,8 @@ impl Observer {
     }
 }
 
-/// Returns why the worker is not ready, in words. It is ready when the broker delivers and a lane takes requests.
+/// Returns why the worker is not ready, in words. It is ready when the broker delivers and a lane takes requests, or would if
+/// operators did not hold it.
 fn not_ready(is_draining: bool, broker: &BrokerState, serving: &Serving, lanes: &[LaneReport]) -> Vec<String> {
     let mut reasons = Vec::new();
     if is_draining {
@@ -164,7 +196,9 @@ fn not_ready(is_draining: bool, broker: &BrokerState, serving: &Serving, lanes: 
         BrokerState::Consuming | BrokerState::Paused => reasons.extend(serving.problem()),
     }
     if !lanes.iter().any(|lane| lane.open) {
-        reasons.extend(lanes.iter().map(|lane| match &lane.paused {
+        // What an operator holds is as it is to be.
+        let closed = lanes.iter().filter(|lane| lane.on_hold.is_none());
+        reasons.extend(closed.map(|lane| match &lane.paused {
             Some(PauseReport { reason, detail }) => format!("lane {}: paused ({reason}): {detail}", lane.account),
             None => format!("lane {}: it has seen no block yet", lane.account),
         }));
@@ -179,11 +213,13 @@ impl LaneView {
         LaneReport {
             account: self.account,
             owner: state.is_owner,
+            retiring: None,
             open: *self.is_open.borrow(),
             paused: state
                 .paused
                 .as_ref()
                 .map(|(reason, detail)| PauseReport { reason: reason.to_string(), detail: detail.clone() }),
+            on_hold: state.hold.as_ref().map(Hold::text),
             throttled: state.throttled.map(|throttled| throttled.to_string()),
             in_flight: state.in_flight as u64,
             window: state.window as u64,
@@ -220,7 +256,8 @@ mod tests {
     #[test]
     fn it_is_ready_while_the_broker_is_there_and_some_lane_takes_requests() {
         let closed = || lane(false, Some("node_unreachable"));
-        let cases: [(bool, BrokerState, Vec<LaneReport>, &[&str]); 7] = [
+        let on_hold = |lane: LaneReport| LaneReport { on_hold: Some("everything is held".to_owned()), ..lane };
+        let cases: [(bool, BrokerState, Vec<LaneReport>, &[&str]); 10] = [
             (false, BrokerState::Consuming, vec![lane(true, None)], &[]),
             (false, BrokerState::Paused, vec![lane(true, None)], &[]),
             (false, BrokerState::Consuming, vec![closed(), lane(true, None)], &[]),
@@ -228,6 +265,9 @@ mod tests {
             (false, BrokerState::Connecting("refused".to_owned()), vec![lane(true, None)], &["broker away: refused"]),
             (false, BrokerState::Blocked("memory".to_owned()), vec![lane(true, None)], &["takes no messages: memory"]),
             (true, BrokerState::Paused, vec![lane(true, None)], &["draining"]),
+            (false, BrokerState::Paused, vec![on_hold(lane(false, None))], &[]),
+            (false, BrokerState::Paused, vec![on_hold(closed()), closed()], &["node_unreachable"]),
+            (false, BrokerState::Connecting("refused".to_owned()), vec![on_hold(closed())], &["broker away: refused"]),
         ];
         for (draining, broker, lanes, expected) in cases {
             let reasons = not_ready(draining, &broker, &Serving::Serves, &lanes);

@@ -6,6 +6,7 @@ use crate::broker::PrefetchLimit;
 use crate::chain::EndpointState;
 use crate::daemon::status::RecentLine;
 use crate::journal::JournalOverview;
+use crate::model::text::counted;
 use crate::model::{Address, BlockNumber, Nonce, Timestamp, Wei};
 
 /// How a worker stands. Times are RFC 3339, amounts decimal texts in wei.
@@ -57,10 +58,16 @@ pub struct BrokerReport {
 pub struct LaneReport {
     pub account: Address,
     pub owner: bool,
+    /// Set with `retire = true`: requests and events that the account has left; nothing before the journal was read.
+    #[serde(default)]
+    pub retiring: Option<Retiring>,
     /// Set while it takes requests, or another instance's lane does.
     pub open: bool,
     /// Why it takes on nothing new.
     pub paused: Option<PauseReport>,
+    /// The operator's hold on the account, or on everything: what, since when, by whom and why.
+    #[serde(default)]
+    pub on_hold: Option<String>,
     /// The limit of `[limits]` that holds requests back, and until when.
     #[serde(default)]
     pub throttled: Option<String>,
@@ -82,6 +89,22 @@ pub struct LaneReport {
     /// The first requests that wait while others pass them, or that others wait for.
     #[serde(default)]
     pub held: Vec<HeldReport>,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Retiring {
+    pub left: Option<u64>,
+}
+
+impl Retiring {
+    /// Returns how far it is, for a person.
+    pub fn text(&self) -> String {
+        match self.left {
+            None => "it retires".to_owned(),
+            Some(0) => "it has retired: nothing is left, and its [[signer]] can be taken out".to_owned(),
+            Some(left) => format!("it retires: {} left to finish", counted(left, "request or event")),
+        }
+    }
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]

@@ -258,7 +258,7 @@ pub(crate) async fn an_overview_counts_what_is_open_and_tells_what_happened_last
     set.sign(1, 1).await.unwrap();
     set.journal.settle(&set.lease, vec![failed(set.seq(2), 1)]).await.unwrap();
     let standby = set.journal.account(31337, Address([8; 20])).await.unwrap();
-    let JournalOverview { accounts, incidents } = set.journal.overview().await.unwrap();
+    let JournalOverview { accounts, incidents, .. } = set.journal.overview().await.unwrap();
     let [mine, other] = accounts.as_slice() else { panic!("{accounts:?}") };
     assert_eq!((mine.id, mine.chain_id, mine.address), (set.account, 31337, Address([7; 20])));
     assert_eq!((mine.next_nonce, mine.owner.as_deref(), mine.live, mine.outbox), (Some(Nonce(2)), Some("me"), 1, 1));

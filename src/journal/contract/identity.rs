@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use crate::journal::contract::{set, succeeded};
 use crate::journal::{Journal, NewStart, RecoveredAccount, Recovery};
-use crate::model::{Address, BlockNumber, JournalId, Nonce, StartToken, Timestamp};
+use crate::model::{Address, BlockNumber, JournalId, Nonce, Order, StartToken, Timestamp};
 
 fn new_start(token: &str) -> NewStart {
     NewStart {
@@ -39,7 +39,7 @@ pub(crate) async fn starts_are_counted_and_known_by_their_tokens(journal: Arc<dy
 
 pub(crate) async fn an_adoption_stands_until_a_start_is_confirmed(journal: Arc<dyn Journal>) {
     assert_eq!(journal.claim_standing(None).await.unwrap().adopted_by, None);
-    journal.adopt("eve".to_owned()).await.unwrap();
+    journal.adopt(Order::new("eve", "")).await.unwrap();
     let start = journal.begin_start(new_start("a")).await.unwrap();
     let standing = journal.claim_standing(None).await.unwrap();
     assert_eq!((standing.adopted_by.as_deref(), &standing.journal), (Some("eve"), &start.journal));
@@ -49,7 +49,7 @@ pub(crate) async fn an_adoption_stands_until_a_start_is_confirmed(journal: Arc<d
     let (from_block, to_block) = (BlockNumber(1), BlockNumber(2));
     let recovery = Recovery { begun_at: Timestamp(6), operator: "bob".to_owned(), from_block, to_block };
     let accounts = vec![RecoveredAccount { account, first_nonce: Nonce(0), next_nonce: Nonce(3), writes: Vec::new() }];
-    journal.begin_recovery(recovery, accounts).await.unwrap();
+    journal.begin_recovery(recovery, accounts, Order::new("eve", "")).await.unwrap();
     let standing = journal.claim_standing(None).await.unwrap();
     assert_eq!(standing.adopted_by.as_deref(), Some("bob"), "the lost journal's marker is still there");
 }

@@ -3,10 +3,14 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use crate::journal::contract::{TTL, arrival, attempt, dead, displaced, failed, first, id, instance, set, transaction};
-use crate::journal::{Acquired, ForeignUse, Journal, JournalError, RecoveredAccount, Recovery, RequestSeq, Which};
+use crate::journal::contract::{
+    TTL, arrival, attempt, dead, displaced, failed, first, id, instance, set, succeeded, transaction,
+};
+use crate::journal::{
+    Acquired, ForeignUse, Journal, JournalError, NewTransaction, RecoveredAccount, Recovery, RequestSeq, Which,
+};
 use crate::model::{
-    Address, BlockNumber, BodyHash, Generation, HeaderValue, Headers, Nonce, RecoveredWrite, RequestState,
+    Address, BlockNumber, BodyHash, Generation, HeaderValue, Headers, Nonce, Order, RecoveredWrite, RequestState,
     SignedTransaction, Timestamp, TraceContext, TxHash, Wei,
 };
 use crate::policy::arrival::Verdict;
@@ -37,6 +41,32 @@ pub(crate) async fn a_request_stays_with_its_lane(journal: Arc<dyn Journal>) {
     assert_eq!(set.journal.admit(vec![back]).await.unwrap(), [Verdict::Accept]);
     assert!(set.journal.queued(other, i64::MIN, 10).await.unwrap().is_empty());
     assert_eq!(set.journal.queued(set.account, i64::MIN, 10).await.unwrap()[0].id, id("a"));
+}
+
+/// The account that it had may have retired.
+pub(crate) async fn a_replay_goes_to_the_lane_that_was_chosen_for_it(journal: Arc<dyn Journal>) {
+    let set = set(journal, &["a"]).await;
+    let other = set.journal.account(31337, Address([8; 20])).await.unwrap();
+    set.sign(0, 0).await.unwrap();
+    let mut reverted = set.reverted(0, 0);
+    reverted.decisions = dead(set.seq(0)).decisions;
+    set.journal.settle(&set.lease, vec![reverted]).await.unwrap();
+    set.confirm(0, "a").await;
+    let left = async || set.journal.overview().await.unwrap().accounts[0].left();
+    assert_eq!(left().await, 1, "an event");
+    let replay = arrival(other, "a", Generation { replay: 1, retry: 0 }, "body");
+    assert_eq!(set.journal.admit(vec![replay]).await.unwrap(), [Verdict::Accept]);
+    assert!(set.journal.queued(set.account, i64::MIN, 10).await.unwrap().is_empty());
+    let queued = set.journal.queued(other, i64::MIN, 10).await.unwrap();
+    assert_eq!((queued.len(), left().await), (1, 1));
+    let lease = set.journal.acquire_lease(other, "me".into(), TTL, None).await.unwrap().ours().unwrap();
+    set.journal.raise_next_nonce(&lease, Nonce(0)).await.unwrap();
+    let signed = vec![NewTransaction { signed: attempt(9), ..transaction(queued[0].seq, 0) }];
+    set.journal.record_transactions(&lease, signed, Limits::default()).await.unwrap();
+    set.journal.settle(&lease, vec![succeeded(queued[0].seq, 0, "a")]).await.unwrap();
+    let history = set.journal.history(&id("a")).await.unwrap().unwrap();
+    let signed: Vec<_> = history.transactions.iter().map(|transaction| transaction.signed.len()).collect();
+    assert_eq!((signed, history.request.account), (vec![1, 1], Address([8; 20])), "one by each account");
 }
 
 /// A message that was taken in and cannot be read again would stop every start.
@@ -181,7 +211,7 @@ pub(crate) async fn a_new_journal_knows_what_the_chain_has_of_a_lost_one(journal
     };
     let begin = async |writes: Vec<RecoveredWrite>| {
         let accounts = vec![RecoveredAccount { account, first_nonce: Nonce(1), next_nonce: Nonce(8), writes }];
-        journal.begin_recovery(recovery.clone(), accounts).await
+        journal.begin_recovery(recovery.clone(), accounts, Order::new("eve", "")).await
     };
     assert_eq!(journal.foreign_use().await.unwrap(), ForeignUse::default());
     begin(vec![written(1, b"stale")]).await.unwrap();
@@ -198,9 +228,9 @@ pub(crate) async fn a_new_journal_knows_what_the_chain_has_of_a_lost_one(journal
     let last = journal.last_recovery().await.unwrap().unwrap();
     assert_eq!((last.begun_at, last.ended_at), (Timestamp(5), None));
     journal.record_behind(&lease, "found meanwhile".to_owned()).await.unwrap();
-    assert!(journal.end_recovery().await.unwrap());
+    assert!(journal.end_recovery(Order::new("eve", "")).await.unwrap());
     assert!(journal.last_recovery().await.unwrap().unwrap().ended_at.is_some());
-    assert!(!journal.end_recovery().await.unwrap());
+    assert!(!journal.end_recovery(Order::new("eve", "")).await.unwrap());
     assert_eq!(journal.foreign_use().await.unwrap(), ForeignUse::default());
     assert_eq!(journal.recovered_writes(of(&[b"a"])).await.unwrap(), []);
 }
@@ -232,7 +262,7 @@ pub(crate) async fn a_recovery_of_an_older_copy_reads_what_is_missing_and_keeps_
         let writes = vec![write(0, known, b"a"), write(1, TxHash([1; 32]), b"b")];
         let account = set.account;
         let account = RecoveredAccount { account, first_nonce: Nonce(first_nonce), next_nonce: Nonce(2), writes };
-        journal.begin_recovery(recovery.clone(), vec![account]).await
+        journal.begin_recovery(recovery.clone(), vec![account], Order::new("eve", "")).await
     };
     assert!(is_refused(begin(2).await), "the blocks begin above what the journal knows");
     journal.decide(&id("b")).await.unwrap();
@@ -277,7 +307,7 @@ pub(crate) async fn foreign_calls_are_remembered_until_an_operator_says_whose_th
     }
     let expected = ForeignUse { recovery: None, has_writes: true, behind: Some("first".to_owned()) };
     assert_eq!(journal.foreign_use().await.unwrap(), expected);
-    assert!(!journal.end_recovery().await.unwrap(), "none is on, so what was found stays");
+    assert!(!journal.end_recovery(Order::new("eve", "")).await.unwrap(), "none is on, so what was found stays");
     assert_eq!(journal.foreign_use().await.unwrap(), expected);
     let granted =
         set.journal.record_transactions(&set.lease, vec![transaction(set.seq(0), 5)], Limits::default()).await;
@@ -287,9 +317,9 @@ pub(crate) async fn foreign_calls_are_remembered_until_an_operator_says_whose_th
     journal.attend(&instance("x", &[set.account, other]), TTL).await.unwrap();
     assert_eq!(journal.other_nonces(other).await.unwrap(), [(Address([7; 20]), Nonce(5))]);
     assert_eq!(journal.other_nonces(set.account).await.unwrap(), []);
-    assert_eq!(journal.accept_foreign(set.account, Nonce(4)).await.unwrap(), 1);
+    assert_eq!(journal.accept_foreign(set.account, Nonce(4), Order::new("eve", "")).await.unwrap(), 1);
     assert_eq!(journal.foreign_use().await.unwrap(), ForeignUse { behind: None, ..expected });
-    assert_eq!(journal.accept_foreign(set.account, Nonce(6)).await.unwrap(), 1);
+    assert_eq!(journal.accept_foreign(set.account, Nonce(6), Order::new("eve", "")).await.unwrap(), 1);
     assert_eq!(journal.foreign_use().await.unwrap(), ForeignUse::default());
     let standing = journal.standing(set.account).await.unwrap();
     assert_eq!((standing.next_nonce, standing.foreign_below), (Some(Nonce(6)), Nonce(6)));

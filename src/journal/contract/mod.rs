@@ -6,21 +6,23 @@ use std::time::Duration;
 use bytes::Bytes;
 
 use crate::journal::{
-    AccountId, Arrival, CancelAnswer, CancelCommand, ClosedTransaction, ConfirmedCopy, CopyKind, Decision, EndedAgain,
-    Instance, Journal, JournalError, Lease, NewTransaction, QueuedRequest, RefusedMessage, Reorged, RequestSeq,
-    Requeue, Settlement, Which,
+    AccountId, Arrival, CancelAnswer, ClosedTransaction, ConfirmedCopy, CopyKind, Decision, EndedAgain, Instance,
+    Journal, JournalError, Lease, NewTransaction, QueuedRequest, RefusedMessage, Reorged, RequestSeq, Requeue,
+    Settlement, Which,
 };
 use crate::model::event::{FinalTransaction, Outcome, Subject};
 use crate::model::{
     Address, BlockHash, BlockNumber, BodyHash, Cause, Event, Fee, Gas, GasRule, Generation, Members, Message, Nonce,
-    Properties, Purpose, RawTransaction, Reason, RequestId, RequestState, SignedTransaction, Timestamp,
+    Order, Properties, Purpose, RawTransaction, Reason, RequestId, RequestState, SignedTransaction, Timestamp,
     TransactionState, TxHash, Wei, Write,
 };
 use crate::policy::arrival::Verdict;
 use crate::policy::limits::{Granted, Limits};
 
 mod batches;
+mod bumps;
 mod endings;
+mod holds;
 mod identity;
 mod lanes;
 mod limits;
@@ -28,7 +30,9 @@ mod ordering;
 mod states;
 
 pub(crate) use batches::*;
+pub(crate) use bumps::*;
 pub(crate) use endings::*;
+pub(crate) use holds::*;
 pub(crate) use identity::*;
 pub(crate) use lanes::*;
 pub(crate) use limits::*;
@@ -64,6 +68,7 @@ pub(crate) fn arrival(account: AccountId, text: &str, generation: Generation, bo
         account,
         order_key: None,
         not_after: None,
+        route: "write".to_owned(),
         write: Some(write()),
     }
 }
@@ -435,8 +440,8 @@ pub(crate) async fn a_request_to_cancel_stands_until_the_request_has_ended(journ
     let set = set(journal, &["queued", "signed", "late"]).await;
     set.sign(1, 0).await.unwrap();
     let ask = async |text: &str, reason: &str| {
-        let command = CancelCommand { by: "me".into(), reason: reason.into() };
-        set.journal.cancel(&id(text), command).await.unwrap()
+        let order = Order::new("me", reason);
+        set.journal.cancel(&id(text), order).await.unwrap()
     };
     assert_eq!(ask("unknown", "").await, CancelAnswer::NotKnown);
     assert_eq!(ask("queued", "a mistake").await, CancelAnswer::Noted(RequestState::Accepted));
@@ -643,6 +648,7 @@ macro_rules! journal_contract {
             only_old_and_settled_requests_are_pruned,
             a_batch_is_queued_in_its_order_whatever_in_it_is_new,
             a_request_stays_with_its_lane,
+            a_replay_goes_to_the_lane_that_was_chosen_for_it,
             every_message_comes_back_as_it_was,
             a_lease_holds_until_somebody_takes_it,
             a_lease_that_nobody_renews_is_taken_whatever_the_clocks_say,
@@ -687,7 +693,11 @@ macro_rules! journal_contract {
             starts_are_counted_and_known_by_their_tokens,
             an_adoption_stands_until_a_start_is_confirmed,
             passages_go_one_at_a_time_and_show_what_came_before_them,
-            what_ends_counts_as_ended_after_the_last_passage_was_sent
+            what_ends_counts_as_ended_after_the_last_passage_was_sent,
+            nothing_new_is_stored_for_what_is_held,
+            open_requests_are_counted_by_route,
+            a_request_says_which_holds_cover_it,
+            a_bump_is_answered_once_and_with_its_replacement
         );
     };
     ($journal:expr, $($name:ident),*) => {

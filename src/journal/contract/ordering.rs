@@ -3,10 +3,8 @@
 use std::sync::Arc;
 
 use crate::journal::contract::{Set, arrival, dead, displaced, failed, id, set, succeeded, transaction};
-use crate::journal::{
-    AccountId, Arrival, CancelCommand, Decision, Journal, JournalError, QueuedRequest, RequestSeq, Settlement,
-};
-use crate::model::{Address, Cause, Generation, Members, OrderKey, Reason, RequestState};
+use crate::journal::{AccountId, Arrival, Decision, Journal, JournalError, QueuedRequest, RequestSeq, Settlement};
+use crate::model::{Address, Cause, Generation, Members, Order, OrderKey, Reason, RequestState};
 use crate::policy::limits::Limits;
 
 const RETURNED: Generation = Generation { replay: 0, retry: 1 };
@@ -125,8 +123,8 @@ pub(crate) async fn what_waits_for_its_key_is_signed_and_tried_again_by_nobody(j
     let set = set(journal, &[]).await;
     set.admit_keyed(&["k1", "k2", "k3"]).await;
     let k1 = set.seq_of("k1").await;
-    let command = CancelCommand { by: "me".into(), reason: String::new() };
-    set.journal.cancel(&id("k2"), command).await.unwrap();
+    let order = Order::new("me", "");
+    set.journal.cancel(&id("k2"), order).await.unwrap();
     let k2 = set.journal.cancellations(set.account).await.unwrap()[0].request.seq;
     let signed = set.journal.record_transactions(&set.lease, vec![transaction(k2, 0)], Limits::default()).await;
     assert!(matches!(signed, Err(JournalError::Inconsistent { .. })), "{signed:?}");

@@ -12,11 +12,13 @@ use crate::journal::contract::{
     Set, arrival, attempt, dead, failed, id, instance, journal_contract, set, succeeded, transaction,
 };
 use crate::journal::letters::contract as letters_contract;
+use crate::journal::operator_log::contract as log_contract;
+use crate::journal::sent_events::contract as events_contract;
 use crate::journal::{
-    AccountId, Admissions, CancelAnswer, CancelCommand, Changes, Instances, Journal, Lease, Leases, NewTransaction,
-    Outbox, RequestSeq, Settlements, Transactions, Upkeep, Which,
+    AccountId, Admissions, CancelAnswer, Changes, Instances, Journal, Lease, Leases, NewTransaction, Outbox,
+    RequestSeq, Settlements, Transactions, Upkeep, Which,
 };
-use crate::model::{Address, Gas, Generation, Members, Nonce, RequestState, Timestamp};
+use crate::model::{Address, Gas, Generation, Members, Nonce, Order, RequestState, Timestamp};
 use crate::policy::arrival::Verdict;
 use crate::policy::limits::Limits;
 use crate::support::{Mode as Way, Pooler, TcpProxy, postgres};
@@ -414,10 +416,10 @@ async fn a_cancellation_does_not_outlive_its_request() {
     let texts: Vec<_> = texts.iter().map(String::as_str).collect();
     let Some((url, set, other)) = pair(&texts).await else { return };
     for (index, text) in texts.iter().enumerate() {
-        let cancel = CancelCommand { by: "me".to_owned(), reason: String::new() };
+        let order = Order::new("me", "");
         let id = id(text);
         let (ended, answer) =
-            tokio::join!(set.journal.settle(&set.lease, vec![dead(set.seq(index))]), other.cancel(&id, cancel));
+            tokio::join!(set.journal.settle(&set.lease, vec![dead(set.seq(index))]), other.cancel(&id, order));
         ended.unwrap();
         let expected = [CancelAnswer::Noted(RequestState::Accepted), CancelAnswer::TooLate(RequestState::DeadPending)];
         assert!(expected.contains(&answer.unwrap()));
@@ -698,8 +700,8 @@ async fn no_call_looks_at_what_is_settled() {
     journal.close().await;
     let before = walked().await;
     let journal = open_at(&url).await;
-    let cancel = CancelCommand { by: "me".to_owned(), reason: String::new() };
-    journal.cancel(&id("d"), cancel).await.unwrap();
+    let order = Order::new("me", "");
+    journal.cancel(&id("d"), order).await.unwrap();
     journal.queued(account, i64::MIN, 100).await.unwrap();
     journal.cancellations(account).await.unwrap();
     journal.open_requests().await.unwrap();
@@ -750,4 +752,18 @@ async fn what_operators_did_to_dead_letters_is_kept() {
     let journal = open_at(&server.new_schema().await).await;
     letters_contract::deeds_are_found_again_until_they_are_old(&journal).await;
     letters_contract::a_letter_that_is_discarded_is_archived_whole_or_not_at_all(&journal).await;
+}
+
+#[tokio::test]
+async fn what_operators_do_is_logged() {
+    let Some(server) = postgres::shared().await else { return };
+    let journal = open_at(&server.new_schema().await).await;
+    log_contract::what_operators_do_is_logged_with_what_they_do(&journal).await;
+}
+
+#[tokio::test]
+async fn published_events_are_kept() {
+    let Some(server) = postgres::shared().await else { return };
+    let journal = open_at(&server.new_schema().await).await;
+    events_contract::the_same_events_can_be_published_again(Arc::new(journal)).await;
 }

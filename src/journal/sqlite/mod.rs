@@ -305,6 +305,8 @@ mod tests {
     use super::*;
     use crate::journal::contract::{arrival, id, journal_contract, set, transaction};
     use crate::journal::letters::contract as letters_contract;
+    use crate::journal::operator_log::contract as log_contract;
+    use crate::journal::sent_events::contract as events_contract;
     use crate::journal::{
         AccountId, Admissions, Journal, Leases, NewTransaction, RequestSeq, Settlements, Transactions, Upkeep,
     };
@@ -498,8 +500,8 @@ mod tests {
         };
         let account = |address| journal.account(1, Address([address; 20]));
         let stray = journal.database.writer.write(|connection| {
-            let rows = "PRAGMA defer_foreign_keys = ON; INSERT INTO outbox (account, event_id, kind, body) \
-                        VALUES (99, '', 'final', '')";
+            let rows = "PRAGMA defer_foreign_keys = ON; INSERT INTO outbox (account, event_id, kind, body, request) \
+                        VALUES (99, '', 'final', '', '')";
             connection.run("write", rows).map(|()| AccountId(0))
         });
         // While the thread is busy, the next group gathers.
@@ -618,5 +620,19 @@ mod tests {
         let journal = SqliteJournal::open(&folder.path().join("journal.db")).await.unwrap();
         letters_contract::deeds_are_found_again_until_they_are_old(&journal).await;
         letters_contract::a_letter_that_is_discarded_is_archived_whole_or_not_at_all(&journal).await;
+    }
+
+    #[tokio::test]
+    async fn published_events_are_kept() {
+        let folder = tempfile::tempdir().unwrap();
+        let journal = SqliteJournal::open(&folder.path().join("journal.db")).await.unwrap();
+        events_contract::the_same_events_can_be_published_again(Arc::new(journal)).await;
+    }
+
+    #[tokio::test]
+    async fn what_operators_do_is_logged() {
+        let folder = tempfile::tempdir().unwrap();
+        let journal = SqliteJournal::open(&folder.path().join("journal.db")).await.unwrap();
+        log_contract::what_operators_do_is_logged_with_what_they_do(&journal).await;
     }
 }

@@ -7,10 +7,10 @@ use std::time::Duration;
 use crate::journal::contract::{arrival, dead, event, id, succeeded, transaction};
 use crate::journal::sqlite::{MIGRATIONS, SqliteJournal, connect, make_private, migrate, with_readers};
 use crate::journal::{
-    AccountId, Admissions, CancelCommand, ConfirmedCopy, EndedAgain, Lease, Leases, Outbox, QueuedRequest,
-    RECENT_INCIDENTS, RefusedMessage, Reorged, RequestSeq, Settlements, Transactions, Upkeep, Which,
+    AccountId, Admissions, ConfirmedCopy, EndedAgain, Lease, Leases, Outbox, QueuedRequest, RECENT_INCIDENTS,
+    RefusedMessage, Reorged, RequestSeq, Settlements, Transactions, Upkeep, Which,
 };
-use crate::model::{Address, BodyHash, Cause, Generation, Members, Nonce, OrderKey, Reason, Timestamp};
+use crate::model::{Address, BodyHash, Cause, Generation, Members, Nonce, Order, OrderKey, Reason, Timestamp};
 use crate::policy::limits::Limits;
 
 const SETTLED: u64 = 200;
@@ -189,8 +189,8 @@ impl Counted {
         count!("record_transactions", journal.record_transactions(&lease, vec![mine, gone], Limits::default()));
         count!("record_replacements", journal.record_replacements(&lease, vec![(Nonce(first), attempt.clone())]));
         count!("live_transactions", journal.live_transactions(account));
-        let command = CancelCommand { by: "me".to_owned(), reason: String::new() };
-        count!("cancel", journal.cancel(&id(&ids[2]), command));
+        let order = Order::new("me", "");
+        count!("cancel", journal.cancel(&id(&ids[2]), order));
         count!("cancellations", journal.cancellations(account));
         count!("standings", journal.standings(ids.iter().map(|text| id(text)).collect()));
         count!("message_of", journal.message_of(&id(&ids[0])));

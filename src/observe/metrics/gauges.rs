@@ -66,6 +66,9 @@ gauges! {
     lane_balance = "lane_balance_ether" by ["account"], "What the account has, asked once a minute";
     lane_nonces_filled = "lane_nonces_filled" by ["account"],
         "Nonces in gaps that something was sent for since the start";
+    lane_retiring = "lane_retiring_left" by ["account"],
+        "Requests and events that an account with retire = true has left to finish; absent for others";
+    lane_on_hold = "lane_on_hold" by ["account"], "1 while an operator holds the account, or everything";
     lane_paused = "lane_paused" by ["account", "reason"], "1 while the lane pauses, with the reason; absent otherwise";
     endpoint_up = "endpoint_up" by ["endpoint"], "1 while the endpoint serves; its place in chain.endpoints, from 1";
     endpoint_behind = "endpoint_blocks_behind" by ["endpoint"], "Blocks behind the best endpoint";
@@ -73,5 +76,7 @@ gauges! {
         "Requests in the journal that are not settled: accepted, writing, retry_pending, dead_pending; of all instances";
     oldest_age = "requests_oldest_age_seconds" by ["account", "state"],
         "For how long the first in line of them has been in this state";
+    holds = "holds" by ["scope"],
+        "Holds of operators that stand, of all instances: everything, account, route";
     outbox = "outbox_events" by ["account"], "Events without a publisher confirm; of all instances";
 }

@@ -183,7 +183,7 @@ impl Store {
                 && row.settled_at.is_some_and(|settled_at| settled_at < before)
         };
         let has_others = |seq: &RequestSeq, row: &RequestRow| {
-            let first = row.nonces.iter().filter_map(|nonce| self.transactions.get(&(row.account, *nonce)));
+            let first = row.nonces.iter().filter_map(|place| self.transactions.get(place));
             let mut of_batch = first.filter(|row| row.requests.first == *seq).flat_map(|row| &row.requests.others);
             of_batch.any(|other| self.requests.contains_key(other))
         };
@@ -191,14 +191,22 @@ impl Store {
         let old: Vec<RequestSeq> = old.map(|(seq, _)| *seq).take(limit as usize).collect();
         for (seq, row) in old.iter().filter_map(|seq| Some((*seq, self.requests.remove(seq)?))) {
             self.seqs.remove(&row.id);
+            self.bumps.remove(&seq);
             self.record.forgotten.insert(row.id.clone(), row);
             self.transactions.retain(|_, transaction| transaction.requests.first != seq);
         }
-        old.len() as u64
+        let entries = self.log.len();
+        let mut left = limit;
+        self.log.retain(|at| {
+            let goes = *at < before && left > 0;
+            left -= u32::from(goes);
+            !goes
+        });
+        (old.len() + entries - self.log.len()) as u64
     }
 
     pub(super) fn add_event(&mut self, account: AccountId, subject: RequestId, event: Event) {
-        let Event { id: event_id, kind, body, reply_to, correlation_id } = event;
+        let Event { id: event_id, kind, body, reply_to, correlation_id, .. } = event;
         let recorded = EventRecord { event_id: event_id.clone(), kind, subject, is_published: false };
         self.record.events.insert(self.last_event + 1, recorded);
         for reply_to in std::iter::once(None).chain(reply_to.map(Some)) {

@@ -278,7 +278,7 @@ impl Store {
     }
 
     fn accept(&mut self, now: Timestamp, arrival: Arrival) {
-        let Arrival { id, generation, body_hash, message, account, order_key, not_after, write } = arrival;
+        let Arrival { id, generation, body_hash, message, account, order_key, not_after, route, write } = arrival;
         let Properties { reply_to, correlation_id, .. } = message.properties.clone();
         let reply = ReplyAddress { reply_to, correlation_id };
         let trace = TraceContext::read_from(&message.headers);
@@ -287,7 +287,8 @@ impl Store {
         self.record.admitted.insert(id.clone());
         let Some(row) = self.seqs.get(&id).and_then(|seq| self.requests.get_mut(seq)) else {
             let row = RequestRow::new(id, account, generation, body_hash, now);
-            self.add_request(RequestRow { turn, order, message: Some(message), write, not_after, reply, trace, ..row });
+            let message = Some(message);
+            self.add_request(RequestRow { turn, order, message, write, not_after, route, reply, trace, ..row });
             return;
         };
         let is_replay = generation.replay > row.generation.replay;
@@ -298,7 +299,7 @@ impl Store {
         row.state = row.state.next(Observation::Accepted).expect("only what may be accepted is");
         (row.generation, row.turn, row.body_hash, row.message) = (generation, turn, body_hash, Some(message));
         if is_replay {
-            row.not_after = not_after;
+            (row.not_after, row.route, row.account) = (not_after, route, account);
         }
         if is_replay || row.write.is_none() {
             row.write = write;
@@ -329,6 +330,7 @@ impl Store {
         limits: Limits,
     ) -> Result<Granted> {
         let next = self.held(lease)?.next_nonce;
+        let transactions: Vec<_> = transactions.iter().take(self.before_held(&transactions)).cloned().collect();
         let Some(first) = transactions.first() else { return Ok(Granted { count: 0, throttled: None }) };
         let is_in_order = transactions.iter().zip(first.nonce.0..).all(|(new, nonce)| new.nonce.0 == nonce);
         if !is_in_order || next != Some(first.nonce) {
@@ -371,11 +373,15 @@ impl Store {
     }
 
     fn add_transaction(&mut self, now: Timestamp, account: AccountId, new: NewTransaction) {
+        let held: Vec<_> = new.requests.iter().filter(|request| self.is_on_hold(**request)).collect();
+        let held =
+            held.into_iter().filter_map(|request| Some(self.requests.get(request)?.id.clone())).collect::<Vec<_>>();
+        self.record.signed_on_hold.extend(held);
         for request in new.requests.iter() {
             let row = self.requests.get_mut(request).expect("it was checked");
             row.state = row.state.next(Observation::Signed).expect("it was checked");
             row.changed_at = now;
-            row.nonces.push(new.nonce);
+            row.nonces.push((account, new.nonce));
         }
         let NewTransaction { requests, nonce, to, value, data, gas, signed, l1_fee: _ } = new;
         let state = TransactionState::Live;
@@ -461,6 +467,7 @@ impl RequestRow {
             message: None,
             write: None,
             not_after: None,
+            route: String::new(),
             is_alone: false,
             reply: ReplyAddress::default(),
             trace: None,

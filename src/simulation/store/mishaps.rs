@@ -3,16 +3,16 @@
 use std::collections::btree_map::Entry;
 
 use crate::journal::{
-    AccountId, CancelAnswer, CancelCommand, Cancellation, EndedAgain, JournalError, Lease, Reorged, RequestSeq,
+    AccountId, CANCELLED, CancelAnswer, Cancellation, EndedAgain, JournalError, Lease, Reorged, RequestSeq,
     StoredNonce, StoredRequest, Which,
 };
-use crate::model::{Members, Nonce, RequestId, SignedTransaction, Timestamp, TransactionState};
+use crate::model::{Members, Nonce, Order, RequestId, SignedTransaction, Timestamp, TransactionState};
 use crate::simulation::store::{Cancel, RequestRow, SignedRecord, Store, StoredFiller, TransactionRow, refused};
 
 type Result<T, E = JournalError> = std::result::Result<T, E>;
 
 impl Store {
-    pub(crate) fn cancel(&mut self, now: Timestamp, id: &RequestId, command: CancelCommand) -> CancelAnswer {
+    pub(crate) fn cancel(&mut self, now: Timestamp, id: &RequestId, order: Order) -> CancelAnswer {
         let Some((seq, row)) = self.seqs.get(id).and_then(|seq| Some((*seq, self.requests.get_mut(seq)?))) else {
             return CancelAnswer::NotKnown;
         };
@@ -21,9 +21,10 @@ impl Store {
         }
         // The first request to cancel counts.
         if let Entry::Vacant(place) = self.cancellations.entry(seq) {
-            let detail = command.detail();
+            let detail = order.text(CANCELLED);
             row.note(now, "cancel", detail.clone());
             place.insert(Cancel { detail });
+            self.log.push(now);
         }
         CancelAnswer::Noted(row.state)
     }

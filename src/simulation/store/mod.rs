@@ -7,18 +7,21 @@ use std::time::Duration;
 use bytes::Bytes;
 
 use crate::journal::{
-    AccountId, Instance, JournalError, Lease, OutboxRow, Passage, Recovery, ReplyAddress, RequestSeq,
+    AccountId, Hold, Instance, JournalError, Lease, OutboxRow, Passage, Recovery, ReplyAddress, RequestSeq,
 };
 use crate::model::event::FinalTransaction;
 use crate::model::{
     Address, BodyHash, Cause, EventKind, Fee, Gas, Generation, Members, Message, Nonce, OrderKey, Purpose,
     RawTransaction, RecoveredWrite, RequestId, RequestState, SignedTransaction, Timestamp, TraceContext,
-    TransactionState, Wei, Write,
+    TransactionState, TxHash, Wei, Write,
 };
 use crate::policy::letters::replay::LastRecovery;
+use crate::simulation::store::bumps::BumpRow;
 use crate::simulation::store::identity::Identity;
 
+mod bumps;
 mod ending;
+mod holds;
 mod identity;
 mod lanes;
 mod limits;
@@ -49,6 +52,10 @@ pub(crate) struct Store {
     outbox: BTreeMap<i64, OutboxEntry>,
     fillers: Vec<StoredFiller>,
     cancellations: BTreeMap<RequestSeq, Cancel>,
+    holds: Vec<Hold>,
+    /// When operators did what is logged.
+    log: Vec<Timestamp>,
+    bumps: BTreeMap<RequestSeq, BumpRow>,
     throttles: BTreeMap<u64, i64>,
     /// Gas by chain and minute.
     spent: SumsByChain,
@@ -102,6 +109,7 @@ pub(crate) struct RequestRow {
     /// Without its calldata once it is final or dead.
     pub(crate) write: Option<Write>,
     pub(crate) not_after: Option<Timestamp>,
+    pub(crate) route: String,
     /// A transaction that it shared has failed.
     pub(crate) is_alone: bool,
     pub(crate) reply: ReplyAddress,
@@ -113,7 +121,7 @@ pub(crate) struct RequestRow {
     pub(crate) first_failed_at: Option<Timestamp>,
     pub(crate) failure: Option<Cause>,
     /// Every nonce it ever had, oldest first.
-    pub(crate) nonces: Vec<Nonce>,
+    pub(crate) nonces: Vec<(AccountId, Nonce)>,
     pub(crate) incidents: Vec<IncidentRow>,
 }
 
@@ -185,6 +193,10 @@ pub(crate) struct Record {
     pub(crate) begun: Vec<Begun>,
     /// What was written by an owner after another had taken the account over.
     pub(crate) late_writes: Vec<Lease>,
+    /// Replacements that an operator wanted.
+    pub(crate) bumped: BTreeSet<TxHash>,
+    /// Requests for which something new was stored while an operator held them.
+    pub(crate) signed_on_hold: Vec<RequestId>,
     /// Requests that were pruned, as they were then.
     pub(crate) forgotten: BTreeMap<RequestId, RequestRow>,
 }
@@ -284,7 +296,7 @@ impl Store {
 
     /// One of its transactions may land or has landed.
     fn has_effect(&self, request: &RequestRow) -> bool {
-        let rows = request.nonces.iter().filter_map(|nonce| self.transactions.get(&(request.account, *nonce)));
+        let rows = request.nonces.iter().filter_map(|place| self.transactions.get(place));
         rows.into_iter().any(|row| row.state.has_effect())
     }
 }

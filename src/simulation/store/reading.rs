@@ -3,9 +3,9 @@
 use std::collections::BTreeMap;
 
 use crate::journal::{
-    AccountId, AccountOverview, CopyKind, History, Incident, JournalOverview, LiveTransaction, OpenRequests, OutboxRow,
-    QueuedRequest, RECENT_INCIDENTS, RecentIncident, ReplyAddress, RequestSeq, RequestSummary, SignedHistory,
-    TransactionHistory, UnconfirmedCopy,
+    AccountId, AccountOverview, CopyKind, History, Hold, Incident, JournalOverview, LiveTransaction, OpenRequests,
+    OutboxRow, QueuedRequest, RECENT_INCIDENTS, RecentIncident, ReplyAddress, RequestSeq, RequestSummary,
+    SignedHistory, TransactionHistory, UnconfirmedCopy,
 };
 use crate::model::event::BatchPlace;
 use crate::model::{Members, Message, Nonce, RequestId, RequestState, SignedTransaction, TransactionState};
@@ -21,6 +21,14 @@ impl Store {
         open.into_iter().collect()
     }
 
+    pub(crate) fn open_of_routes(&self, routes: &[String]) -> Vec<(String, u64)> {
+        let mut open: BTreeMap<String, u64> = BTreeMap::new();
+        for row in self.requests.values().filter(|row| row.state.is_open() && routes.contains(&row.route)) {
+            *open.entry(row.route.clone()).or_default() += 1;
+        }
+        open.into_iter().collect()
+    }
+
     pub(crate) fn overview(&self) -> JournalOverview {
         let account = |(id, row): (&AccountId, &AccountRow)| AccountOverview {
             id: *id,
@@ -31,6 +39,7 @@ impl Store {
             leased_until: row.leased_until,
             live: self.live_transactions(*id).len() as u64,
             outbox: self.outbox.values().filter(|entry| entry.account == *id).count() as u64,
+            retry_waiting: self.waiting_of(*id),
             open: Vec::new(),
         };
         let mut open: BTreeMap<(AccountId, &'static str), (u64, &RequestRow)> = BTreeMap::new();
@@ -44,7 +53,13 @@ impl Store {
         let open = open.into_iter().map(|((account, state), (count, first))| {
             (account, OpenRequests { state: state.to_owned(), count, since: first.changed_at })
         });
-        JournalOverview::of(self.accounts.iter().map(account).collect(), open.collect(), self.recent_incidents())
+        let accounts = self.accounts.iter().map(account).collect();
+        JournalOverview::of(accounts, open.collect(), self.recent_incidents(), self.holds.clone())
+    }
+
+    fn waiting_of(&self, account: AccountId) -> u64 {
+        let waits = |row: &&RequestRow| row.account == account && row.state == RequestState::RetryWaiting;
+        self.requests.values().filter(waits).count() as u64
     }
 
     /// Newest first; of the same time in no order.
@@ -64,10 +79,18 @@ impl Store {
         incidents
     }
 
-    pub(crate) fn queued(&self, account: AccountId, after_turn: i64, limit: u32) -> Vec<QueuedRequest> {
+    pub(crate) fn queued(
+        &self,
+        account: AccountId,
+        after_turn: i64,
+        limit: u32,
+        without: &[String],
+    ) -> Vec<QueuedRequest> {
         let is_queued =
             |row: &RequestRow| row.account == account && row.state == RequestState::Accepted && row.turn > after_turn;
-        let wanted = |seq: &RequestSeq, row: &RequestRow| !self.cancellations.contains_key(seq) && !self.is_held(row);
+        let wanted = |seq: &RequestSeq, row: &RequestRow| {
+            !self.cancellations.contains_key(seq) && !self.is_held(row) && !without.contains(&row.route)
+        };
         let mut queued: Vec<_> = self.requests.iter().filter(|(seq, row)| is_queued(row) && wanted(seq, row)).collect();
         queued.sort_by_key(|(_, row)| row.turn);
         queued.into_iter().take(limit as usize).map(|(seq, row)| queued_request(*seq, row)).collect()
@@ -131,7 +154,14 @@ impl Store {
             what: incident.what.to_owned(),
             detail: incident.detail.clone(),
         });
-        Some(History { request, transactions: transactions.collect(), incidents: incidents.collect() })
+        let is_waiting = |_: &&Hold| row.state == RequestState::Accepted;
+        let holds = self.holds.iter().filter(is_waiting).filter(|hold| hold.covers(row.account, &row.route));
+        Some(History {
+            request,
+            transactions: transactions.collect(),
+            incidents: incidents.collect(),
+            holds: holds.cloned().collect(),
+        })
     }
 
     fn summary(&self, row: &RequestRow) -> Option<RequestSummary> {
@@ -145,6 +175,7 @@ impl Store {
             changed_at: row.changed_at,
             chain_id: account.chain_id,
             account: account.address,
+            route: row.route.clone(),
             failure: row.failure.as_ref().map(ToString::to_string),
         })
     }
@@ -159,7 +190,7 @@ impl Store {
     }
 
     fn transactions_of(&self, row: &RequestRow) -> impl Iterator<Item = (Nonce, &TransactionRow)> {
-        row.nonces.iter().filter_map(|nonce| Some((*nonce, self.transactions.get(&(row.account, *nonce))?)))
+        row.nonces.iter().filter_map(|place| Some((place.1, self.transactions.get(place)?)))
     }
 
     fn copy_of(&self, seq: RequestSeq, row: &RequestRow) -> Option<UnconfirmedCopy> {
@@ -191,6 +222,7 @@ pub(super) fn queued_request(seq: RequestSeq, row: &RequestRow) -> QueuedRequest
         body: message.body.clone(),
         write: row.write.clone().expect("what is open has been routed"),
         not_after: row.not_after,
+        route: row.route.clone(),
         is_alone: row.is_alone,
         reply: ReplyAddress {
             reply_to: message.properties.reply_to.clone(),

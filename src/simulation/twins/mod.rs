@@ -91,6 +91,9 @@ fn answer<T: std::fmt::Debug>(result: Result<T, JournalError>) -> String {
 /// All that a journal shows but the times of its clock.
 async fn visible(journal: &dyn Journal) -> Vec<String> {
     let mut seen = vec![answer(journal.open_requests().await), answer(journal.overview().await.map(undated))];
+    let mut holds = journal.holds().await;
+    holds.iter_mut().flatten().for_each(|hold| hold.since.0 = 0);
+    seen.push(answer(holds));
     let accounts = [AccountId(1), AccountId(2)];
     for account in accounts {
         for (after, limit) in [(i64::MIN, 100), (3, 2)] {
@@ -136,11 +139,13 @@ fn undated(mut overview: JournalOverview) -> JournalOverview {
     }
     // Those of one moment have no order.
     overview.incidents.clear();
+    overview.holds.iter_mut().for_each(|hold| hold.since.0 = 0);
     overview
 }
 
 fn timeless(mut history: History) -> History {
     (history.request.received_at, history.request.changed_at) = (Timestamp::default(), Timestamp::default());
     history.incidents.iter_mut().for_each(|incident| incident.at = Timestamp::default());
+    history.holds.iter_mut().for_each(|hold| hold.since = Timestamp::default());
     history
 }

@@ -6,13 +6,13 @@ use std::time::Duration;
 use bytes::Bytes;
 
 use crate::journal::{
-    AccountId, Acquired, Arrival, ClosedTransaction, ConfirmedCopy, CopyKind, Decision, Journal, Lease, NewTransaction,
-    QueuedRequest, RefusedMessage, RequestSeq, Requeue, Settlement,
+    AccountId, Acquired, Arrival, ClosedTransaction, ConfirmedCopy, CopyKind, Decision, Hold, HoldScope, Journal,
+    Lease, NewTransaction, QueuedRequest, RefusedMessage, RequestSeq, Requeue, Settlement,
 };
 use crate::model::event::{FinalTransaction, L1Cost, Outcome, Subject};
 use crate::model::{
     Address, BlockHash, BlockNumber, BodyHash, Cause, Event, Fee, Gas, GasRule, Generation, Headers, Members, Message,
-    Nonce, OrderKey, Properties, Purpose, RawTransaction, Reason, RequestId, SignedTransaction, Timestamp,
+    Nonce, Order, OrderKey, Properties, Purpose, RawTransaction, Reason, RequestId, SignedTransaction, Timestamp,
     TransactionState, TxHash, Wei, Write,
 };
 use crate::policy::limits::Limits;
@@ -45,6 +45,8 @@ pub(super) enum Operation {
     Confirm(Vec<ConfirmedCopy>),
     Refuse(Vec<RefusedMessage>),
     Park(Vec<RequestId>),
+    Hold(HoldScope),
+    LetGo(HoldScope),
     Sent(Vec<i64>),
     Prune(Timestamp, u32),
 }
@@ -52,6 +54,7 @@ pub(super) enum Operation {
 impl Operation {
     /// A lease that it takes is added to these.
     pub(super) async fn apply(&self, journal: &dyn Journal, leases: &mut Vec<Lease>) -> String {
+        let order = Order::new("ann", "because");
         match self.clone() {
             Self::Acquire(account, owner, ttl) => {
                 // When it runs out is the clock's business, and each journal is asked a little later.
@@ -71,6 +74,8 @@ impl Operation {
             Self::Confirm(copies) => answer(journal.confirm(copies).await),
             Self::Refuse(messages) => answer(journal.record_refused(messages).await),
             Self::Park(ids) => answer(journal.record_parked(ids).await),
+            Self::Hold(scope) => answer(journal.hold(scope, order).await.map(undated)),
+            Self::LetGo(scope) => answer(journal.release(scope, order).await.map(undated)),
             Self::Sent(ids) => answer(journal.events_sent(ids).await),
             Self::Prune(before, limit) => answer(journal.prune(before, limit).await),
         }
@@ -102,12 +107,22 @@ impl Pick {
             10 => Operation::Settle(any_lease, vec![self.any_settlement()]),
             11 => Operation::Confirm(self.confirms(store, account)),
             12 => Operation::Refuse((0..=x % 2).map(|index| self.refused(account, index)).collect()),
+            13 if y.is_multiple_of(3) => self.hold(account),
             13 => Operation::Park(vec![id(x), id(y)]),
             14 => Operation::Sent(vec![i64::from(self.x % 8), i64::from(self.y % 16)]),
             _ if y.is_multiple_of(8) => Operation::Prune(Timestamp(0), 10),
             // Which of the old ones go first is each journal's choice: none or all.
             _ => Operation::Prune(Timestamp(i64::MAX), if self.x.is_multiple_of(4) { 100 } else { 0 }),
         }
+    }
+
+    fn hold(self, account: AccountId) -> Operation {
+        let scope = match self.x % 8 {
+            0 => HoldScope::Everything,
+            1..4 => HoldScope::Account(account),
+            _ => HoldScope::Route(["x", "y"][usize::from(self.x % 2)].to_owned()),
+        };
+        if self.y.is_multiple_of(2) { Operation::Hold(scope) } else { Operation::LetGo(scope) }
     }
 
     /// The first copy, the one that the journal waits for, a later one, or a replay; now and then with another body.
@@ -141,13 +156,14 @@ impl Pick {
             max_fee: pick.is_multiple_of(4).then_some(Wei(u128::from(pick))),
         });
         let not_after = pick.is_multiple_of(5).then(|| Timestamp(pick.into()));
-        Arrival { id, generation, body_hash, message, account, order_key, not_after, write }
+        let route = ["x", "y"][usize::from(pick % 2)].to_owned();
+        Arrival { id, generation, body_hash, message, account, order_key, not_after, route, write }
     }
 
     /// The head of the queue with the nonces that follow.
     fn due(self, store: &Store, account: AccountId) -> Vec<NewTransaction> {
         let next = store.accounts()[&account].next_nonce.unwrap_or_default();
-        let queued = store.queued(account, i64::MIN, 1 + u32::from(self.y % 3));
+        let queued = store.queued(account, i64::MIN, 1 + u32::from(self.y % 3), &[]);
         let mut new: Vec<_> =
             queued.iter().zip(next.0..).map(|(request, nonce)| transaction(request.seq, Nonce(nonce))).collect();
         if self.x.is_multiple_of(2) && new.len() > 1 {
@@ -189,7 +205,7 @@ impl Pick {
             let decisions = Members { first: (first.seq, decision(first)), others };
             Settlement { transaction: Some(closed(live.nonce, state)), decisions }
         });
-        let unsigned = store.queued(account, i64::MIN, u32::from(self.y / 5 % 2)).into_iter().map(|queued| {
+        let unsigned = store.queued(account, i64::MIN, u32::from(self.y / 5 % 2), &[]).into_iter().map(|queued| {
             let decision = match self.y % 3 {
                 0 => retry(queued.generation),
                 1 => dead(),
@@ -240,6 +256,10 @@ impl Pick {
         let (body_hash, generation) = (BodyHash::of(b"refused"), Generation::default());
         RefusedMessage { id, account, body_hash, generation, cause: Cause::new(Reason::Undecodable, "no"), event }
     }
+}
+
+fn undated(hold: Option<Hold>) -> Option<Hold> {
+    hold.map(|hold| Hold { since: Timestamp(0), ..hold })
 }
 
 fn id(index: usize) -> RequestId {

@@ -4,8 +4,9 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use crate::broker::{PublishError, RawLetter, WorkQueue};
-use crate::journal::{Deed, History, JournalError, LetterDeed, OperatorsJournal};
+use crate::journal::{Actor, Deed, History, JournalError, LetterDeed, OperatorsJournal};
 use crate::model::message::ReplayNote;
+use crate::model::operator::text_of;
 use crate::model::{Generation, Message, RequestId, Timestamp, TransactionState};
 use crate::policy::letters::Letter;
 use crate::policy::letters::replay::{Answer, Standing, assess};
@@ -30,21 +31,23 @@ pub enum CopyAnswer {
     Refused(String),
 }
 
-/// Decides on replays in the name of an operator.
+/// Decides on replays in the name of an operator, or of a rule.
 pub struct ReplayGuard {
     journal: Arc<dyn OperatorsJournal>,
-    operator: String,
+    actor: Actor,
+    /// As it is shown.
+    name: String,
     retention: Duration,
 }
 
 impl ReplayGuard {
     /// `retention` is how long the journal keeps settled requests.
-    pub fn new(journal: Arc<dyn OperatorsJournal>, operator: String, retention: Duration) -> Self {
-        Self { journal, operator, retention }
+    pub fn new(journal: Arc<dyn OperatorsJournal>, actor: Actor, retention: Duration) -> Self {
+        Self { journal, name: actor.to_string(), actor, retention }
     }
 
-    pub fn operator(&self) -> &str {
-        &self.operator
+    pub fn actor(&self) -> &Actor {
+        &self.actor
     }
 
     /// Reads what the journal knows of a letter's request.
@@ -85,7 +88,7 @@ impl ReplayGuard {
 
     /// Returns what a copy says of its replay: who, when and why.
     pub fn replay_note<'a>(&'a self, replay: u32, reason: &'a str) -> ReplayNote<'a> {
-        ReplayNote { replay, by: &self.operator, at: Timestamp::now(), reason }
+        ReplayNote { replay, by: &self.name, at: Timestamp::now(), reason }
     }
 
     /// Publishes the copy, then records it in the journal; the caller removes the letter last. Crash before the confirm:
@@ -107,17 +110,14 @@ impl ReplayGuard {
         if answer != CopyAnswer::Confirmed {
             return Ok(answer);
         }
-        let detail = match reason {
-            "" => format!("as replay {next} by {}", self.operator),
-            reason => format!("as replay {next} by {}: {reason}", self.operator),
-        };
+        let detail = text_of(&format!("as replay {next}"), &self.name, reason);
         let deed = LetterDeed {
             letter: letter.key.clone(),
             request: letter.id.clone(),
             deed: Deed::SentBack,
             cause: letter.cause(),
             at: Timestamp::now(),
-            operator: self.operator.clone(),
+            by: self.actor.clone(),
             reason: reason.to_owned(),
             detail,
             message: None,
@@ -198,7 +198,7 @@ pub(super) mod tests {
         }
 
         pub(in crate::stages::dead_letters) fn guard(&self) -> ReplayGuard {
-            ReplayGuard::new(self.journal.clone(), "ann".to_owned(), Duration::from_secs(86_400))
+            ReplayGuard::new(self.journal.clone(), Actor::Person("ann".into()), Duration::from_secs(86_400))
         }
     }
 

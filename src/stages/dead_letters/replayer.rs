@@ -6,6 +6,7 @@
 use std::sync::Arc;
 use std::time::Instant;
 
+use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 use tracing::{debug, info, warn};
 
@@ -19,13 +20,12 @@ use crate::policy::letters::replay::Action;
 use crate::policy::letters::rules::{Due, LastLook, ReplayRules, due};
 use crate::stages::dead_letters::replay_guard::{CopyAnswer, LONGEST_HOLD, ReplayGuard, SendBackError};
 
-pub const OPERATOR: &str = "chainwriter";
 /// The reason in copies and in `status`.
 const REASON: &str = "by a rule of [[dead.replay]]";
 
 pub struct Replayer {
     pub rules: ReplayRules,
-    pub admission: AdmissionRules,
+    pub admission: watch::Receiver<AdmissionRules>,
     /// Each browse has connections of its own.
     pub broker: BrokerSettings,
     pub guard: ReplayGuard,
@@ -104,12 +104,13 @@ impl Replayer {
         if !last.is_over(letters.count().await?, at) {
             return Ok(last);
         }
+        let admission = self.admission.borrow().clone();
         let mut browse = letters.browse(u64::MAX).await?;
         let mut tally = Tally::default();
         let mut next: Option<Timestamp> = None;
         let mut is_through = true;
         while let Some(held) = browse.next().await? {
-            let letter = Letter::read(&self.admission, &held.letter.message());
+            let letter = Letter::read(&admission, &held.letter.message());
             let leaves = match due(&self.rules.rules, &letter, at) {
                 Due::Now => self.send_back(letters, &letter, &held.letter, &mut tally).await?,
                 Due::At(time) => {
@@ -213,7 +214,7 @@ mod tests {
         let seconds = Duration::from_secs;
         Replayer {
             rules: ReplayRules { read_every: seconds(60), rules: Vec::new() },
-            admission: rules(),
+            admission: watch::channel(rules()).1,
             broker: BrokerSettings {
                 uri: UriSource::Inline(vec!["amqp://localhost".into()]),
                 access: Access::default(),
@@ -267,7 +268,7 @@ mod tests {
         let recovery = Recovery { begun_at: Timestamp(-1), operator: "ann".to_owned(), from_block, to_block };
         let (account, nonce) = (bench.set.account, crate::model::Nonce(0));
         let account = RecoveredAccount { account, first_nonce: nonce, next_nonce: nonce, writes: Vec::new() };
-        bench.journal.begin_recovery(recovery, vec![account]).await.unwrap();
+        bench.journal.begin_recovery(recovery, vec![account], crate::model::Order::new("eve", "")).await.unwrap();
         let (replayer, mut tally) = (replayer(&bench), Tally::default());
         assert!(replayer.guard.is_recovering().await.unwrap());
         let unknown = Letter {
@@ -280,7 +281,7 @@ mod tests {
         replayer.send_back(&bench.work, &bench.letter, &bench.raw, &mut tally).await.unwrap();
         let decided = bench.journal.decided(vec![bench.letter.id.clone().unwrap()]).await.unwrap();
         assert!(decided.is_empty(), "only a person decides");
-        bench.journal.end_recovery().await.unwrap();
+        bench.journal.end_recovery(crate::model::Order::new("eve", "")).await.unwrap();
         assert!(!replayer.guard.is_recovering().await.unwrap());
     }
 

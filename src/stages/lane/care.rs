@@ -221,7 +221,7 @@ impl Term<'_> {
             Price::Tightest => FeeRules::without_headroom(newest.fee, market),
             Price::Cheaper => self.cheaper(transaction, market),
         };
-        let permits = &self.context.settings.rules.permits;
+        let permits = &self.routes.permits;
         // A day's fees were counted when it was begun.
         let is_permitted =
             |fee: &Fee| newest.purpose == Purpose::Cancel || permits.may_offer(transaction.payload.gas, *fee);
@@ -268,7 +268,7 @@ impl Term<'_> {
         !is_doubtful || self.view.balance().is_none_or(|balance| fee.total(self.cancel_gas(transaction)) <= balance)
     }
 
-    fn repriced(&self, transaction: &InFlight, fee: Fee) -> Replacement {
+    pub(super) fn repriced(&self, transaction: &InFlight, fee: Fee) -> Replacement {
         let newest = transaction.newest();
         Replacement { purpose: newest.purpose, fee, cause: newest.cause.clone(), gas: self.cancel_gas(transaction) }
     }
@@ -284,7 +284,7 @@ impl Term<'_> {
         transaction.cancel_gas.unwrap_or(gas::TRANSFER).max(self.learnt.transfer_gas())
     }
 
-    fn gas_of(&self, transaction: &InFlight) -> Gas {
+    pub(super) fn gas_of(&self, transaction: &InFlight) -> Gas {
         if transaction.is_cancelling() { self.cancel_gas(transaction) } else { transaction.payload.gas }
     }
 

@@ -120,7 +120,7 @@ impl Term<'_> {
                     | LaneVerdict::Cancelled(_)
                     | LaneVerdict::Displaced(_)) => return Some(found),
                 },
-                None => revert::explain(&data, &self.context.settings.rules.contract_errors),
+                None => revert::explain(&data, &self.routes.contract_errors),
             },
             Err(cause) => cause,
         };

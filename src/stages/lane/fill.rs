@@ -31,19 +31,21 @@ const HUNGRY: usize = 8;
 
 impl Term<'_> {
     pub(super) fn can_fill(&self) -> bool {
-        self.queue.has_work(&self.context.settings.rules.batching)
+        self.queue.has_work(&self.routes.batching)
             && self.flight.room() > 0
             && self.may_try()
             && self.gate.may_begin().is_ok()
+            && !self.is_on_hold()
     }
 
     /// Returns whether a good part of the window is free and there is nothing to fill it with.
     pub(super) fn is_hungry(&self) -> bool {
         let is_free = self.flight.room() > self.flight.window().size() / HUNGRY;
         is_free
-            && !self.queue.has_work(&self.context.settings.rules.batching)
+            && !self.queue.has_work(&self.routes.batching)
             && self.may_try()
             && self.gate.may_begin().is_ok()
+            && !self.is_on_hold()
     }
 
     /// Returns whether something new may be taken on: not paused, or time to probe with it whether the reason is gone. What
@@ -71,6 +73,7 @@ impl Term<'_> {
 
     /// Takes on what fits.
     pub(super) async fn fill(&mut self) -> Result<(), JournalError> {
+        self.drop_held();
         let usage = self.usage().await?;
         let may_begin = self.may_begin(usage.as_ref());
         // One in any case: whether a limit holds anything back shows only where there is something.
@@ -86,7 +89,7 @@ impl Term<'_> {
             self.gate.throttle(throttled);
             return Ok(());
         }
-        if self.queue.gathers_until(&self.context.settings.rules.batching).is_some() {
+        if self.queue.gathers_until(&self.routes.batching).is_some() {
             // What was tried on its own gathers nothing.
             return self.sign_ready(usage.as_ref(), self.lapses.is_open(Part::Estimates)).await;
         }
@@ -143,13 +146,14 @@ impl Term<'_> {
     }
 
     async fn fetch(&mut self, transactions: usize) -> Result<(), JournalError> {
-        let batching = Arc::clone(&self.context.settings.rules.batching);
+        let batching = Arc::clone(&self.routes.batching);
         let Some(page) = self.queue.next_page(transactions, &batching) else { return Ok(()) };
         let limit = u32::try_from(page.limit).unwrap_or(u32::MAX);
-        let queued = self.context.journal.queued(self.lease.account, page.after, limit).await?;
+        let held = self.context.signals.holds.borrow().routes();
+        let queued = self.context.journal.queued_except(self.lease.account, page.after, limit, &held).await?;
         let mut rulings = Vec::new();
-        for request in self.queue.take(page, queued) {
-            let permits = &self.context.settings.rules.permits;
+        for request in self.queue.take(page, queued, &held) {
+            let permits = &self.routes.permits;
             match permits.check(request.write.to, request.write.value, request.calldata()) {
                 Ok(()) => self.queue.add_fetched([Fetched::new(request, &batching)]),
                 Err(cause) => rulings.push(conclude::failed(&self.lease, request, cause)),
@@ -168,7 +172,7 @@ impl Term<'_> {
         if !self.may_sign() {
             return;
         }
-        let old = self.queue.take_expired(Timestamp::now(), &self.context.settings.rules.batching);
+        let old = self.queue.take_expired(Timestamp::now(), &self.routes.batching);
         let rulings = old.into_iter().map(|(request, cause)| conclude::failed(&self.lease, request, cause)).collect();
         self.rule(rulings).await;
     }
@@ -214,12 +218,13 @@ impl Term<'_> {
         let mut transactions = numbered_transactions(self.queue.take_ready(count), raw, first, &fees);
         let stored = transactions.iter().map(to_store).collect();
         let granted = self.context.journal.record_transactions(&self.lease, stored, self.tuning().limits).await?;
+        let is_cut = granted.count < transactions.len();
         let held_back = transactions.split_off(granted.count.min(transactions.len()));
         self.queue.put_back(held_back.into_iter().map(|transaction| transaction.payload).collect());
         match granted.throttled {
             Some(throttled) => self.gate.throttle(throttled),
-            // Another lane has found the journal behind.
-            None if transactions.is_empty() => self.read_foreign_use().await?,
+            // Another lane has found the journal behind, or an operator holds some of it.
+            None if is_cut => self.read_what_stops().await?,
             None => {}
         }
         self.next_nonce = Some(first.plus(transactions.len() as u64));
@@ -244,7 +249,7 @@ impl Term<'_> {
 
     /// Fails what may not cost as much as it would now. It comes back later.
     async fn refuse_too_dear(&mut self, fee: Fee) {
-        let permits = &self.context.settings.rules.permits;
+        let permits = &self.routes.permits;
         if !permits.limits_fees() {
             return;
         }
@@ -291,7 +296,7 @@ impl Term<'_> {
                 && state == RequestState::Accepted
                 // Settle may have yet to store how it ended.
                 && !self.queue.is_ruled(&request)
-                && self.queue.cancel(request.seq, &self.context.settings.rules.batching)
+                && self.queue.cancel(request.seq, &self.routes.batching)
             {
                 info!(request.id = %request.id, cause = detail, "cancelled before it had a nonce");
                 let verdict = match written.iter().find(|(id, _)| *id == request.id) {

@@ -24,6 +24,7 @@ pub(super) fn request(number: i64) -> QueuedRequest {
         body: Bytes::from_static(b"body"),
         write: write(),
         not_after: None,
+        route: "write".to_owned(),
         is_alone: false,
         reply: ReplyAddress::default(),
         trace: None,

@@ -207,7 +207,7 @@ impl Term<'_> {
 
     pub(super) fn writes_of(&self, taker: &Taker) -> Vec<RecoveredWrite> {
         let Some(sent) = taker.sent.as_ref().filter(|sent| sent.nonce >= self.foreign.below) else { return Vec::new() };
-        writes_of(sent, self.account(), taker.inclusion.block_number, &self.context.settings.rules.batching)
+        writes_of(sent, self.account(), taker.inclusion.block_number, &self.routes.batching)
     }
 
     /// Asks every pool, once in a term. What is in there and unknown to the journal may ask for what a request asks for: it

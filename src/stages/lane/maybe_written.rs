@@ -16,7 +16,7 @@ impl Term<'_> {
     /// Compares all that waits for a nonce with what is remembered.
     pub(super) async fn compare_again(&mut self) -> Result<(), JournalError> {
         self.foreign.known.has_writes = true;
-        self.queue.unready(&self.context.settings.rules.batching);
+        self.queue.unready(&self.routes.batching);
         self.compare_with_foreign().await?;
         self.compare_aside().await
     }

@@ -40,6 +40,11 @@
 //! 5. A ruling goes to settle, which stores it under the lease and acks. Nothing is forgotten before: a term that begins
 //!    anew finds the same nonce live and rules the same.
 //!
+//! An operator may want a higher price for one transaction (`bump`).
+//!
+//! What an operator holds is not fetched, and what was fetched of it is dropped (`held`): the journal has it. The commit that
+//! would store something new reads the holds again.
+//!
 //! Before anything new is signed, the account's count must be explained: `foreign_search` searches for what took nonces that
 //! the journal does not know, `takers_again` searches once more where its block left the chain, and `maybe_written` compares
 //! every request with it.
@@ -61,6 +66,7 @@ use crate::signer::Signer;
 use crate::stages::settle::inbox::FromLane;
 
 mod aside;
+mod bump;
 mod care;
 mod conclude;
 mod fill;
@@ -70,6 +76,7 @@ mod foreign;
 mod foreign_search;
 mod funds;
 mod gate;
+mod held;
 mod in_flight;
 mod lapses;
 mod learnt;
@@ -115,7 +122,7 @@ mod successors_tests;
 #[cfg(test)]
 mod tests;
 
-pub use settings::{LaneJournal, LaneRules, LaneSettings, LaneSignals, LaneState, OutagePolicy, Tuning};
+pub use settings::{LaneJournal, LaneRules, LaneSettings, LaneSignals, LaneState, OutagePolicy, RouteRules, Tuning};
 
 use term::{Ended, Term};
 
@@ -253,11 +260,11 @@ impl Lane {
 
     async fn stand_by(&self, cancel: &CancellationToken) {
         let Context { settings, signals, .. } = &self.context;
-        signals.is_open.send_replace(true);
         let mut is_assigned = signals.is_assigned.subscribe();
         let until = Instant::now() + settings.rules.lease_ttl / 3;
         while Instant::now() < until && !cancel.is_cancelled() {
             signals.beat.beat();
+            signals.publish_open(signals.hold_on(settings.account).is_none());
             tokio::select! {
                 biased;
                 () = tokio::time::sleep_until(until.min(Instant::now() + Duration::from_secs(1))) => {}

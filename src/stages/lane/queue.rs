@@ -1,7 +1,7 @@
 //! What a term has taken from its account's queue and not signed yet. The queue itself is the journal's: this part says
 //! which page to read next, and never gives the same request out twice.
 
-use std::collections::{BTreeSet, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
 use tokio::time::Instant;
 
@@ -41,8 +41,8 @@ pub(super) struct Queue {
     /// The place up to which requests were fetched. Each pass begins at the start again: what waited for others of its key
     /// keeps its place.
     place: i64,
-    /// Places of requests without a nonce whose end settle has, and that may still show in the journal's queue.
-    ruled: BTreeSet<i64>,
+    /// Places and routes of requests without a nonce whose end settle has, and that may still show in the journal's queue.
+    ruled: BTreeMap<i64, String>,
     /// Places that were ruled and show no more: the end is stored, or is yet to be stored and an operator cancels the request.
     gone: BTreeSet<i64>,
     may_have_more: bool,
@@ -58,7 +58,7 @@ impl Queue {
             ready: VecDeque::new(),
             cancelled: BTreeSet::new(),
             place: i64::MIN,
-            ruled: BTreeSet::new(),
+            ruled: BTreeMap::new(),
             gone: BTreeSet::new(),
             may_have_more: true,
         }
@@ -117,8 +117,8 @@ impl Queue {
         Some(Page { after: self.place, limit, most })
     }
 
-    /// Returns the requests of a page that are to be fetched.
-    pub(super) fn take(&mut self, page: Page, queued: Vec<QueuedRequest>) -> Vec<QueuedRequest> {
+    /// Returns the requests of a page that are to be fetched. The page leaves out the routes in `held`.
+    pub(super) fn take(&mut self, page: Page, queued: Vec<QueuedRequest>, held: &[String]) -> Vec<QueuedRequest> {
         let is_full = queued.len() == page.limit;
         let seen_up_to = queued.last().filter(|_| is_full).map_or(i64::MAX, |last| last.turn);
         // What shows no more is stored, or an operator has asked to cancel it. If it comes back, it has another place.
@@ -126,10 +126,11 @@ impl Queue {
             let was_seen = *place > page.after && *place <= seen_up_to;
             was_seen && queued.binary_search_by_key(place, |request| request.turn).is_err()
         };
-        self.gone.extend(self.ruled.extract_if(.., |place| is_gone(place)));
+        let gone = self.ruled.extract_if(.., |place, route| !held.contains(route) && is_gone(place));
+        self.gone.extend(gone.map(|(place, _)| place));
         let fetched = self.fetched.iter().map(|fetched| fetched.request.turn);
         let known: BTreeSet<i64> = fetched.chain(self.aside.places()).collect();
-        let is_fresh = |place: &i64| !self.ruled.contains(place) && !known.contains(place);
+        let is_fresh = |place: &i64| !self.ruled.contains_key(place) && !known.contains(place);
         let mut fresh = queued.into_iter().filter(|request| is_fresh(&request.turn));
         let taken: Vec<_> = fresh.by_ref().take(page.most).collect();
         let has_more = is_full || fresh.next().is_some();
@@ -217,28 +218,38 @@ impl Queue {
     /// Takes out what is too old, with the cause. What was to share a transaction with it, and all behind that, is simulated
     /// once more.
     pub(super) fn take_expired(&mut self, now: Timestamp, batching: &Batching) -> Vec<(QueuedRequest, Cause)> {
-        let is_old = |request: &QueuedRequest| expired(request.not_after, now).is_some();
-        let aside: Vec<_> = self.aside.requests().filter(|own| is_old(own)).map(|own| own.seq).collect();
-        let mut old: Vec<_> =
+        let old = self.take_where(|request| expired(request.not_after, now).is_some(), batching);
+        old.into_iter().filter_map(|own| expired(own.not_after, now).map(|cause| (own, cause))).collect()
+    }
+
+    /// Drops requests, which the journal's queue keeps. What was to share a transaction with one, and all behind that, is
+    /// simulated once more.
+    pub(super) fn drop_where(&mut self, is_it: impl Fn(&QueuedRequest) -> bool, batching: &Batching) {
+        drop(self.take_where(is_it, batching));
+    }
+
+    fn take_where(&mut self, is_it: impl Fn(&QueuedRequest) -> bool, batching: &Batching) -> Vec<QueuedRequest> {
+        let aside: Vec<_> = self.aside.requests().filter(|own| is_it(own)).map(|own| own.seq).collect();
+        let mut taken: Vec<_> =
             aside.into_iter().filter_map(|seq| self.aside.take(seq)).map(|waiting| waiting.request).collect();
-        old.extend(self.fetched.extract_if(.., |fetched| is_old(&fetched.request)).map(|fetched| fetched.request));
-        if let Some(place) = self.ready.iter().position(|payload| payload.requests.iter().any(is_old)) {
+        taken.extend(self.fetched.extract_if(.., |fetched| is_it(&fetched.request)).map(|fetched| fetched.request));
+        if let Some(place) = self.ready.iter().position(|payload| payload.requests.iter().any(&is_it)) {
             let behind = self.ready.drain(place..).flat_map(|payload| payload.requests);
-            let (gone, back): (Vec<_>, Vec<_>) = behind.partition(is_old);
-            old.extend(gone);
+            let (gone, back): (Vec<_>, Vec<_>) = behind.partition(&is_it);
+            taken.extend(gone);
             self.fetched.splice(0..0, back.into_iter().map(|own| Fetched::new(own, batching)));
         }
-        old.into_iter().filter_map(|own| expired(own.not_after, now).map(|cause| (own, cause))).collect()
+        taken
     }
 
     /// Settle has the end of this request, which has no nonce.
     pub(super) fn record_ruled(&mut self, request: &QueuedRequest) {
-        self.ruled.insert(request.turn);
+        self.ruled.insert(request.turn, request.route.clone());
     }
 
     /// Returns whether settle has a ruling on it that the journal may not hold yet.
     pub(super) fn is_ruled(&self, request: &QueuedRequest) -> bool {
-        self.ruled.contains(&request.turn) || self.gone.contains(&request.turn)
+        self.ruled.contains_key(&request.turn) || self.gone.contains(&request.turn)
     }
 
     /// Forgets what is known of requests that are not among those to be cancelled.
@@ -276,7 +287,7 @@ mod tests {
     fn take(queue: &mut Queue, most: usize, journal: &[i64]) -> Vec<i64> {
         let page = queue.next_page(most, &Batching::NONE).unwrap();
         let shown = journal.iter().filter(|place| **place > page.after).take(page.limit).map(|place| request(*place));
-        let taken: Vec<_> = queue.take(page, shown.collect()).into_iter().map(|request| request.turn).collect();
+        let taken: Vec<_> = queue.take(page, shown.collect(), &[]).into_iter().map(|request| request.turn).collect();
         taken
     }
 
@@ -300,6 +311,34 @@ mod tests {
         assert_eq!(take(&mut queue, 1, &[2]), [2], "the end of 1 is stored: it shows no more");
         queue.restart();
         assert_eq!(take(&mut queue, 1, &[1]), [1], "it has come back");
+    }
+
+    /// A hold hides it, and its end may not be stored.
+    #[tokio::test(start_paused = true)]
+    async fn what_is_ruled_and_hidden_meanwhile_is_not_fetched_again() {
+        let mut queue = Queue::new();
+        queue.record_ruled(&request(1));
+        let page = queue.next_page(2, &Batching::NONE).unwrap();
+        assert!(queue.take(page, Vec::new(), &[request(1).route]).is_empty());
+        queue.restart();
+        assert_eq!(take(&mut queue, 2, &[1]), [0_i64; 0], "it shows again, and settle has its end");
+        queue.restart();
+        assert_eq!(take(&mut queue, 2, &[]), [0_i64; 0]);
+        queue.restart();
+        assert_eq!(take(&mut queue, 2, &[1]), [1], "its end was stored, and it has come back");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn what_is_dropped_is_fetched_again_in_its_place() {
+        let mut queue = Queue::new();
+        (1..=3).for_each(|number| queue.add_ready(payload(number)));
+        queue.add_fetched([Fetched::new(request(4), &Batching::NONE)]);
+        queue.drop_where(|request| request.turn == 2 || request.turn == 4, &Batching::NONE);
+        let fetched: Vec<_> = queue.fetched().iter().map(|fetched| fetched.request.turn).collect();
+        assert_eq!((queue.ready().len(), fetched), (1, vec![3]), "what was behind it is simulated again");
+        queue.take_all();
+        queue.restart();
+        assert_eq!(take(&mut queue, 4, &[2, 4]), [2, 4]);
     }
 
     #[tokio::test(start_paused = true)]

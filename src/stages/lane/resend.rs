@@ -285,18 +285,23 @@ impl Term<'_> {
         let signed: Vec<_> = replacements.into_iter().zip(raw).map(signed).collect();
         self.context.journal.record_replacements(&self.lease, signed.clone()).await?;
         for ((nonce, signed), gas) in signed.into_iter().zip(gas) {
-            self.context.signals.meter.signed.count(match signed.purpose {
-                Purpose::Write => Signed::Replacement,
-                Purpose::Cancel => Signed::Cancel,
-            });
-            info!(tx.nonce = %nonce, tx.hash = %signed.raw.hash, tx.kind = signed.purpose.as_str(), fee.max = %signed.fee.ceiling(), "another attempt at the nonce");
-            self.flight.replace(nonce, signed, gas);
-            self.send(nonce);
+            self.begin_replacement(nonce, signed, gas);
         }
         Ok(())
     }
 
-    fn replacement(&self, nonce: Nonce, replacement: &Replacement) -> Option<Traced<UnsignedTransaction>> {
+    /// Sends a replacement. The journal has it.
+    pub(super) fn begin_replacement(&mut self, nonce: Nonce, signed: SignedTransaction, gas: Gas) {
+        self.context.signals.meter.signed.count(match signed.purpose {
+            Purpose::Write => Signed::Replacement,
+            Purpose::Cancel => Signed::Cancel,
+        });
+        info!(tx.nonce = %nonce, tx.hash = %signed.raw.hash, tx.kind = signed.purpose.as_str(), fee.max = %signed.fee.ceiling(), "another attempt at the nonce");
+        self.flight.replace(nonce, signed, gas);
+        self.send(nonce);
+    }
+
+    pub(super) fn replacement(&self, nonce: Nonce, replacement: &Replacement) -> Option<Traced<UnsignedTransaction>> {
         let transaction = self.flight.get(nonce)?;
         let item = match replacement.purpose {
             Purpose::Write => self.unsigned(&transaction.payload, nonce, replacement.fee),

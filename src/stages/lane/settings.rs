@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use tokio::sync::{Notify, watch};
 
-use crate::journal::{AccountId, Lease, Leases, Transactions};
+use crate::journal::{AccountId, Bumps, Hold, Holds, Lease, Leases, StandingHolds, Transactions};
 use crate::model::{BlockNumber, Fee, Heartbeat, Nonce, PauseReason, RequestId, Timestamp};
 use crate::observe::metrics::LaneMeter;
 use crate::observe::traces::Tracer;
@@ -76,6 +76,24 @@ pub struct LaneRules {
     pub lease_ttl: Duration,
 }
 
+/// Holds what routes and policy say to a lane. They may change while a term runs, from one occurrence to the next.
+#[derive(Debug, Clone)]
+pub struct RouteRules {
+    pub batching: Arc<Batching>,
+    pub permits: Arc<Permits>,
+    pub contract_errors: Arc<Errors>,
+}
+
+impl From<&LaneRules> for RouteRules {
+    fn from(LaneRules { batching, permits, contract_errors, .. }: &LaneRules) -> Self {
+        Self {
+            batching: Arc::clone(batching),
+            permits: Arc::clone(permits),
+            contract_errors: Arc::clone(contract_errors),
+        }
+    }
+}
+
 /// Settings of one lane.
 #[derive(Debug, Clone)]
 pub struct LaneSettings {
@@ -83,12 +101,19 @@ pub struct LaneSettings {
     pub account: AccountId,
     pub rules: LaneRules,
     pub tuning: watch::Receiver<Tuning>,
+    /// Brings rules that are newer than those that it began with.
+    pub newer_routes: watch::Receiver<Option<RouteRules>>,
     /// This run of this instance.
     pub owner: Arc<str>,
     pub tracer: Tracer,
 }
 
 impl LaneSettings {
+    /// Returns what routes and policy say now.
+    pub(super) fn routes(&self) -> RouteRules {
+        self.newer_routes.borrow().clone().unwrap_or_else(|| (&self.rules).into())
+    }
+
     /// How things are to be done now.
     pub(super) fn tuning(&self) -> Tuning {
         *self.tuning.borrow()
@@ -102,6 +127,8 @@ pub struct LaneState {
     pub is_owner: bool,
     /// Why nothing new is taken on, in words.
     pub paused: Option<(PauseReason, String)>,
+    /// The operator's hold on the account, or on everything.
+    pub hold: Option<Hold>,
     /// The limit that holds requests back, or has within the last seconds.
     pub throttled: Option<Throttling>,
     pub in_flight: usize,
@@ -177,14 +204,17 @@ pub struct LaneSignals {
     pub is_hungry: watch::Sender<bool>,
     /// Whether this journal serves the queue: before that nothing new is signed.
     pub serving: watch::Receiver<Serving>,
+    /// Operators' holds, as this instance knows them; a lane that meets a new one shows it to the others.
+    pub holds: watch::Sender<StandingHolds>,
     pub beat: Heartbeat,
     pub meter: LaneMeter,
 }
 
 impl LaneSignals {
-    pub fn new(meter: LaneMeter, serving: watch::Receiver<Serving>) -> Self {
+    pub fn new(meter: LaneMeter, serving: watch::Receiver<Serving>, holds: watch::Sender<StandingHolds>) -> Self {
         Self {
             serving,
+            holds,
             wake: Arc::default(),
             is_assigned: watch::Sender::new(None),
             is_cut_off: watch::Sender::new(false),
@@ -203,10 +233,20 @@ impl LaneSignals {
         *self.serving.borrow() == Serving::Serves
     }
 
+    /// Returns the operator's hold on the whole account, or on everything.
+    pub(super) fn hold_on(&self, account: AccountId) -> Option<Hold> {
+        self.holds.borrow().on(account).cloned()
+    }
+
+    /// Publishes whether requests may come for this account.
+    pub(super) fn publish_open(&self, is_open: bool) {
+        self.is_open.send_if_modified(|now| std::mem::replace(now, is_open) != is_open);
+    }
+
     /// Publishes how the lane stands, to those for whom that is new.
     pub(super) fn publish(&self, state: LaneState, is_open: bool, is_cut_off: bool) {
         self.is_cut_off.send_if_modified(|now| std::mem::replace(now, is_cut_off) != is_cut_off);
-        self.is_open.send_if_modified(|now| std::mem::replace(now, is_open) != is_open);
+        self.publish_open(is_open);
         self.state.send_if_modified(|now| {
             let changes = *now != state;
             *now = state;
@@ -223,14 +263,16 @@ impl LaneSignals {
         let idle = LaneState {
             is_owner: self.lease.borrow().is_some(),
             window: SendWindow::new(settings.rules.in_flight).size(),
+            hold: self.hold_on(settings.account),
             nonces_filled: self.state.borrow().nonces_filled,
             ..LaneState::default()
         };
         self.publish_hunger(false);
-        self.publish(idle, settings.tuning().outage == OutagePolicy::Retry, false);
+        let is_open = idle.hold.is_none() && settings.tuning().outage == OutagePolicy::Retry;
+        self.publish(idle, is_open, false);
     }
 }
 
 /// The part of the journal that a lane uses.
-pub trait LaneJournal: Leases + Transactions {}
-impl<T: Leases + Transactions> LaneJournal for T {}
+pub trait LaneJournal: Leases + Transactions + Holds + Bumps {}
+impl<T: Leases + Transactions + Holds + Bumps> LaneJournal for T {}

@@ -63,7 +63,7 @@ impl Term<'_> {
     /// answers other calls, is set aside. Where it answers none, all stays fetched, and the pause that asks for is returned.
     pub(super) async fn simulate_fetched(&mut self) -> Option<(PauseReason, String)> {
         self.set_suspects_aside();
-        let batching = Arc::clone(&self.context.settings.rules.batching);
+        let batching = Arc::clone(&self.routes.batching);
         let groups =
             batching.group(self.queue.take_fetched(), |fetched| (fetched.alike, fetched.request.calldata().len()));
         let mut drafts: Vec<_> = groups.into_iter().flat_map(|group| Draft::of(group, &batching)).collect();
@@ -165,7 +165,7 @@ impl Term<'_> {
     fn fail_draft(&self, draft: Draft, cause: Cause, round: &mut Round) {
         if draft.members.is_batch() {
             debug!(request.id = %draft.members.first.request.id, requests = draft.members.count(), %cause, "a batch does not run: its halves are tried");
-            round.drafts.extend(draft.halves(&self.context.settings.rules.batching));
+            round.drafts.extend(draft.halves(&self.routes.batching));
         } else {
             round.rulings.push(conclude::failed(&self.lease, draft.members.first.request, cause));
         }
@@ -177,7 +177,7 @@ impl Term<'_> {
             round.outage.get_or_insert((silence.reason, silence.detail));
             round.drafts.push(draft);
         } else if silence.is_of_call() && silence.is_text && draft.members.is_batch() {
-            round.drafts.extend(draft.halves(&self.context.settings.rules.batching));
+            round.drafts.extend(draft.halves(&self.routes.batching));
         } else if silence.is_of_call() {
             self.set_aside(draft.members, silence);
         } else {
@@ -317,7 +317,7 @@ impl Term<'_> {
 
     /// What takes more than a whole hour may have would hold up its account for ever.
     fn within_limits(&self, gas: Gas) -> Simulated {
-        let permits = &self.context.settings.rules.permits;
+        let permits = &self.routes.permits;
         let tuning = self.tuning();
         let fee = self.view.market().and_then(|market| tuning.fees.quote(&market).ok());
         let is_permitted =
@@ -343,7 +343,7 @@ impl Term<'_> {
 
     pub(super) fn simulation_cause(&self, message: &str, data: Option<&[u8]>) -> Cause {
         match data {
-            Some(data) if !data.is_empty() => revert::explain(data, &self.context.settings.rules.contract_errors),
+            Some(data) if !data.is_empty() => revert::explain(data, &self.routes.contract_errors),
             Some(_) | None if is_revert(message) => Cause::new(Reason::Reverted, message),
             Some(_) | None => Cause::new(Reason::SimulationFailed, message),
         }

@@ -3,8 +3,8 @@
 use std::time::Duration;
 
 use crate::chain::{ChainError, OnTop};
-use crate::journal::CancelCommand;
-use crate::model::Gas;
+
+use crate::model::{Gas, Order};
 use crate::simulation::fakes::refusal;
 use crate::stages::lane::held_tests::{bench, estimate, failures, held, paused, signed, take_in, work};
 use crate::stages::lane::term::Term;
@@ -189,7 +189,7 @@ async fn what_waits_can_be_cancelled() {
     let mut bench = with_one_open(None).await;
     let mut term = filled(&bench).await;
     assert_eq!(term.queue.aside().len(), 1);
-    let command = CancelCommand { by: "ops".to_owned(), reason: "wrong".to_owned() };
+    let command = Order::new("ops", "wrong");
     bench.set.journal.cancel(&crate::journal::contract::id("needs"), command).await.unwrap();
     work(&mut term, 5).await;
     assert_eq!((term.queue.aside().len(), signed(&term)), (0, vec!["first".to_owned()]));

@@ -16,7 +16,7 @@ use crate::chain::follow::estimator::{Estimated, Estimator};
 use crate::chain::follow::nonce_taker::NonceTakers;
 use crate::chain::follow::receipt_reader::{BlockRead, ReceiptReader};
 use crate::chain::follow::tracker::Tracker;
-use crate::journal::{JournalError, Lease};
+use crate::journal::{JournalError, Lease, StandingHolds};
 use crate::model::{Address, Nonce, PauseReason, RawTransaction, Timestamp, UnsignedTransaction};
 use crate::observe::traces::Traced;
 use crate::stages::lane::flight::Flight;
@@ -30,7 +30,7 @@ use crate::stages::lane::pools::PoolCheck;
 use crate::stages::lane::queue::Queue;
 use crate::stages::lane::reorged_finals::ReorgedFinals;
 use crate::stages::lane::rollup_fees::RollupFees;
-use crate::stages::lane::settings::{Held, LaneState, OutagePolicy, Tuning};
+use crate::stages::lane::settings::{Held, LaneState, OutagePolicy, RouteRules, Tuning};
 use crate::stages::lane::view::View;
 use crate::stages::lane::{Context, stored};
 use crate::stages::settle::inbox::FromLane;
@@ -83,13 +83,25 @@ enum Occurrence {
     Announced,
     MayHaveMore,
     RequestsEnded,
+    /// Operators hold something else now.
+    HoldsChanged,
+    /// Routes or policy say something else now.
+    RoutesChanged,
     /// A limit may have room again, what gathered is complete, or there is work left.
     MayFill,
+}
+
+/// Watches what may change while a term works.
+struct Watched {
+    is_assigned: watch::Receiver<Option<bool>>,
+    holds: watch::Receiver<StandingHolds>,
+    routes: watch::Receiver<Option<RouteRules>>,
 }
 
 pub(super) struct Term<'l> {
     pub(super) context: &'l Context,
     pub(super) lease: Lease,
+    pub(super) routes: RouteRules,
     /// What is on its way to a nonce.
     pub(super) queue: Queue,
     /// What has one.
@@ -124,6 +136,7 @@ impl<'l> Term<'l> {
         Self {
             context,
             lease,
+            routes: context.settings.routes(),
             queue: Queue::new(),
             flight: Flight::new(context.settings.rules.in_flight, broadcaster),
             pools: PoolCheck::default(),
@@ -151,12 +164,23 @@ impl<'l> Term<'l> {
         self.context.settings.tuning()
     }
 
+    /// Takes over what routes and policy say now. What was fetched and has no nonce yet is fetched again, and checked by it.
+    fn apply_routes(&mut self) {
+        self.routes = self.context.settings.routes();
+        self.queue.drop_where(|_| true, &self.routes.batching);
+        self.queue.restart();
+    }
+
     /// Works until the lane is to stop, or the account is to be another instance's.
     ///
     /// # Errors
     /// When the journal fails.
     pub(super) async fn run(mut self, cancel: &CancellationToken) -> Result<Ended, JournalError> {
-        let mut is_assigned = self.context.signals.is_assigned.subscribe();
+        let mut watched = Watched {
+            is_assigned: self.context.signals.is_assigned.subscribe(),
+            holds: self.context.signals.holds.subscribe(),
+            routes: self.context.settings.newer_routes.clone(),
+        };
         self.begin().await?;
         let mut polled_at = Instant::now();
         let mut poll_at = polled_at;
@@ -166,7 +190,7 @@ impl<'l> Term<'l> {
             self.publish_state();
             // One announcement for each poll: a flood of them holds nothing up.
             let hears_hints = poll_at > polled_at + BETWEEN_POLLS;
-            let occurrence = self.wait((poll_at, hears_hints), &mut is_assigned, cancel).await;
+            let occurrence = self.wait((poll_at, hears_hints), &mut watched, cancel).await;
             if matches!(occurrence, Occurrence::Poll) {
                 polled_at = Instant::now();
                 poll_at = polled_at + self.poll_interval();
@@ -197,12 +221,12 @@ impl<'l> Term<'l> {
     async fn wait(
         &mut self,
         (poll_at, hears_hints): (Instant, bool),
-        is_assigned: &mut watch::Receiver<Option<bool>>,
+        Watched { is_assigned, holds, routes }: &mut Watched,
         cancel: &CancellationToken,
     ) -> Occurrence {
         let signals = &self.context.signals;
         let throttled_until = self.gate.throttled_until();
-        let gathers_until = self.queue.gathers_until(&self.context.settings.rules.batching);
+        let gathers_until = self.queue.gathers_until(&self.routes.batching);
         let awaits_ends = throttled_until.is_some() || self.context.settings.rules.is_strict;
         let can_fill = self.can_fill();
         // Where an endpoint asks for fewer calls, polls keep their pace.
@@ -217,6 +241,8 @@ impl<'l> Term<'l> {
             estimated = self.estimator.next() => Occurrence::Estimated(estimated),
             () = sleep_until(poll_at) => Occurrence::Poll,
             () = next_announcement(&mut self.announcements), if hears_hints => Occurrence::Announced,
+            Ok(()) = holds.changed() => Occurrence::HoldsChanged,
+            Ok(()) = routes.changed() => Occurrence::RoutesChanged,
             () = signals.wake.notified() => Occurrence::MayHaveMore,
             () = signals.ended.notified(), if awaits_ends => Occurrence::RequestsEnded,
             () = sleep_until(throttled_until.unwrap_or_else(Instant::now)), if throttled_until.is_some() => Occurrence::MayFill,
@@ -252,6 +278,8 @@ impl<'l> Term<'l> {
                 self.gate.recheck_in_flight();
             }
             Occurrence::Announced | Occurrence::MayFill => {}
+            Occurrence::HoldsChanged => self.apply_holds(),
+            Occurrence::RoutesChanged => self.apply_routes(),
         }
         if self.can_fill() {
             self.fill().await?;
@@ -259,7 +287,8 @@ impl<'l> Term<'l> {
         Ok(None)
     }
 
-    /// Does what comes up from time to time: operators' cancellations, new blocks, what is not in a block yet, gaps.
+    /// Does what comes up from time to time: operators' cancellations and bumps, new blocks, what is not in a
+    /// block yet, gaps.
     pub(super) async fn poll(&mut self) -> Result<(), JournalError> {
         self.queue.restart();
         self.read_foreign_use().await?;
@@ -269,6 +298,7 @@ impl<'l> Term<'l> {
         self.recheck_funds().await;
         self.try_aside();
         self.check_kept().await;
+        self.apply_bumps().await?;
         self.resend_and_replace().await?;
         self.fill_gaps().await
     }
@@ -337,6 +367,7 @@ impl<'l> Term<'l> {
         let now = LaneState {
             is_owner: self.context.signals.lease.borrow().is_some(),
             paused: paused.map(|pause| (pause.reason, pause.detail.clone())),
+            hold: self.context.signals.hold_on(self.lease.account),
             throttled: self.gate.throttling(),
             in_flight: self.flight.len(),
             window: self.flight.window().size(),
@@ -350,7 +381,7 @@ impl<'l> Term<'l> {
         };
         let needs_request = self.gate.is_probed_by_requests() && self.queue.is_empty() && self.may_try();
         let can_take = head.is_some() && (paused.is_none() || needs_request);
-        let is_open = can_take || self.tuning().outage == OutagePolicy::Retry;
+        let is_open = !self.is_on_hold() && (can_take || self.tuning().outage == OutagePolicy::Retry);
         self.context.signals.publish_hunger(can_take && self.is_hungry());
         let is_cut_off = paused.is_some_and(|pause| pause.reason.is_outage());
         self.context.signals.publish(now, is_open, is_cut_off);

@@ -8,9 +8,9 @@ use tokio::sync::{mpsc, watch};
 use super::*;
 use crate::chain::{ChainError, Inclusion, Log, Sent};
 use crate::journal::contract::{Set, arrival, set};
-use crate::journal::{Arrival, CancelCommand, JournalError};
+use crate::journal::{Arrival, BumpAnswer, HoldScope, JournalError};
 use crate::model::{
-    BlockNumber, Cause, ContentHash, Generation, Nonce, PauseReason, Purpose, Reason, RecordId, Timestamp,
+    BlockNumber, Cause, ContentHash, Generation, Nonce, Order, PauseReason, Purpose, Reason, RecordId, Timestamp,
     TransactionState, TxHash, Wei,
 };
 use crate::observe::metrics::LaneMeter;
@@ -47,7 +47,8 @@ impl Bench {
         let set = set(journal.clone(), requests).await;
         let (chain, (settle, to_settle)) = (FakeChain::sent_in(&[]), mpsc::channel(999));
         let settings = settings(&set);
-        let signals = LaneSignals::new(LaneMeter::default(), watch::channel(Serving::Serves).1);
+        let signals =
+            LaneSignals::new(LaneMeter::default(), watch::channel(Serving::Serves).1, watch::Sender::default());
         let context =
             Context { settings, chain: chain.clone(), signer: Arc::new(FakeSigner), journal, settle, signals };
         Self { context, chain, set, to_settle }
@@ -130,7 +131,7 @@ fn settings(set: &Set) -> LaneSettings {
         lease_ttl: Duration::from_secs(15),
     };
     let (account, tuning, owner) = (set.account, watch::channel(tuning).1, "me".into());
-    LaneSettings { account, rules, tuning, owner, tracer: Tracer::default() }
+    LaneSettings { account, rules, tuning, newer_routes: watch::channel(None).1, owner, tracer: Tracer::default() }
 }
 
 pub(super) fn newest(term: &Term<'_>, nonce: u64) -> (TxHash, Purpose) {
@@ -517,8 +518,8 @@ async fn a_nonce_is_given_up_when_the_transaction_that_took_it_is_final() {
 async fn an_operator_cancels_what_waits_at_once_and_what_is_signed_at_its_nonce() {
     let mut bench = Bench::new(&["a", "b"]).await;
     let cancel = async |id: &str| {
-        let command = CancelCommand { by: "ops".to_owned(), reason: "wrong".to_owned() };
-        bench.set.journal.cancel(&crate::journal::contract::id(id), command).await.unwrap();
+        let order = Order::new("ops", "wrong");
+        bench.set.journal.cancel(&crate::journal::contract::id(id), order).await.unwrap();
     };
     cancel("a").await;
     let mut term = bench.signed().await;
@@ -530,6 +531,127 @@ async fn an_operator_cancels_what_waits_at_once_and_what_is_signed_at_its_nonce(
     let rulings = bench.rulings();
     let is_cancelled = |ruling: &Ruling| matches!(&ruling.verdict, LaneVerdict::Cancelled(Cause { .. }));
     assert!(rulings.len() == 1 && rulings.iter().all(is_cancelled), "{rulings:?}");
+}
+
+async fn admit_by(bench: &Bench, requests: &[(&str, &str)]) {
+    let arrivals = requests.iter().map(|(text, route)| Arrival {
+        route: (*route).to_owned(),
+        ..arrival(bench.set.account, text, Generation::default(), "body")
+    });
+    bench.set.journal.admit(arrivals.collect()).await.unwrap();
+}
+
+fn on_their_way(term: &Term<'_>) -> Vec<String> {
+    term.flight.not_included().map(|live| live.payload.requests.first.id.to_string()).collect()
+}
+
+/// The lane does not know of the hold: the journal stores nothing for what it covers, and the rest is signed.
+#[tokio::test(start_paused = true)]
+async fn what_an_operator_holds_is_not_signed_and_others_are() {
+    let bench = Bench::new(&[]).await;
+    admit_by(&bench, &[("a", "x"), ("b", "y"), ("c", "x")]).await;
+    let order = || Order::new("ann", "maintenance");
+    let route = HoldScope::Route("x".to_owned());
+    bench.set.journal.hold(route.clone(), order()).await.unwrap();
+    let mut term = bench.term().await;
+    for _ in 0..3 {
+        term.fill().await.unwrap();
+    }
+    assert_eq!(on_their_way(&term), ["b"]);
+    assert_eq!(term.next_nonce, Some(Nonce(1)), "no nonce is lost");
+    assert!(!term.can_fill(), "nothing else is there to sign");
+    bench.set.journal.hold(HoldScope::Everything, order()).await.unwrap();
+    term.read_what_stops().await.unwrap();
+    admit_by(&bench, &[("d", "y")]).await;
+    term.apply_holds();
+    assert!(!term.can_fill() && !term.is_hungry());
+    term.publish_state();
+    assert!(bench.context.signals.state.borrow().hold.is_some() && !*bench.context.signals.is_open.borrow());
+    for scope in [HoldScope::Everything, route] {
+        bench.set.journal.release(scope, order()).await.unwrap();
+    }
+    term.read_what_stops().await.unwrap();
+    term.apply_holds();
+    term.fill().await.unwrap();
+    assert_eq!(on_their_way(&term), ["b", "a", "c", "d"], "in their order");
+}
+
+/// A transaction that is signed is followed, replaced and ruled on.
+#[tokio::test(start_paused = true)]
+async fn what_was_signed_before_a_hold_goes_on_to_its_end() {
+    let mut bench = Bench::new(&["a"]).await;
+    let mut term = bench.signed().await;
+    bench.set.journal.hold(HoldScope::Everything, Order::new("ann", "")).await.unwrap();
+    term.read_what_stops().await.unwrap();
+    let (first, _) = newest(&term, 0);
+    for _ in 0..4 {
+        tokio::time::sleep(Duration::from_secs(20)).await;
+        bench.chain.change(|state| state.head += 1);
+        term.poll().await.unwrap();
+        hear(&bench, &mut term).await;
+    }
+    let (second, purpose) = newest(&term, 0);
+    assert!(second != first && purpose == Purpose::Write, "it is replaced");
+    bench.mine(0, second);
+    bench.finalise();
+    term.poll().await.unwrap();
+    let read = term.view.next_receipts().await;
+    term.handle_receipts(read).await;
+    drop(term);
+    assert!(matches!(bench.rulings().pop().unwrap().verdict, LaneVerdict::Succeeded(_)));
+}
+
+/// Hears all answers that nodes still owe.
+async fn hear(bench: &Bench, term: &mut Term<'_>) {
+    while !term.flight.broadcaster().is_idle() {
+        bench.answer(term).await;
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_bump_raises_a_price_once_and_a_refusal_says_why() {
+    let bench = Bench::new(&["a", "b", "c"]).await;
+    let id = crate::journal::contract::id;
+    let mut term = bench.signed().await;
+    hear(&bench, &mut term).await;
+    let bump = async |text: &str, max_fee| {
+        let order = Order::new("ann", "");
+        assert_eq!(bench.set.journal.bump(&id(text), max_fee, order).await.unwrap(), BumpAnswer::Noted);
+    };
+    let outcome = async |text: &str| bench.set.journal.bump_outcome(&id(text)).await.unwrap();
+    let (first, _) = newest(&term, 0);
+    bump("a", None).await;
+    term.apply_bumps().await.unwrap();
+    assert!(outcome("a").await.unwrap().is_raised);
+    let (second, purpose) = newest(&term, 0);
+    assert!(second != first && purpose == Purpose::Write);
+    term.apply_bumps().await.unwrap();
+    assert_eq!(newest(&term, 0).0, second, "once for each order");
+    bump("a", None).await;
+    term.apply_bumps().await.unwrap();
+    assert_eq!(outcome("a").await, None, "its bytes are just being sent: the next poll decides");
+    hear(&bench, &mut term).await;
+    term.apply_bumps().await.unwrap();
+    assert!(outcome("a").await.unwrap().is_raised && newest(&term, 0).0 != second);
+    hear(&bench, &mut term).await;
+    bump("b", Some(Wei(1))).await;
+    term.apply_bumps().await.unwrap();
+    let refused = outcome("b").await.unwrap();
+    assert!(!refused.is_raised && refused.text.contains("--max-fee is 1 wei"), "{refused:?}");
+    assert_eq!(term.flight.get(Nonce(1)).unwrap().hashes().count(), 1);
+    bench.mine(0, first);
+    term.poll().await.unwrap();
+    bump("a", Some(Wei(1000))).await;
+    term.apply_bumps().await.unwrap();
+    assert!(outcome("a").await.unwrap().text.contains("it is in block"));
+    // Its instance goes away before it answers: the next one does.
+    bump("c", Some(Wei(1000))).await;
+    drop(term);
+    let mut term = bench.term().await;
+    hear(&bench, &mut term).await;
+    term.poll().await.unwrap();
+    assert!(outcome("c").await.unwrap().is_raised);
+    assert_eq!(term.flight.get(Nonce(2)).unwrap().hashes().count(), 2);
 }
 
 /// Admits these requests, each with its end.

@@ -171,8 +171,9 @@ impl Settle {
         {
             let Some(message) = self.journal.message_of(&id).await? else { continue };
             let generation = Generation::read_from(&message.headers).unwrap_or_default();
-            let parked =
-                self.settings.to_wait_queue(message.copied(&self.settings.read_headers), self.settings.park_delay);
+            let parked = self
+                .settings
+                .to_wait_queue(message.copied(&self.settings.read_headers.borrow()), self.settings.park_delay);
             self.publish_or_wait(parked, Published::Park(id, generation), now);
         }
         Ok(())

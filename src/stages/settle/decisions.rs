@@ -1,7 +1,10 @@
 //! What a ruling leads to, and which copies and events follow from it. Pure: settings in, values out.
 
 use std::collections::BTreeSet;
+use std::sync::Arc;
 use std::time::Duration;
+
+use tokio::sync::watch;
 
 use crate::broker::{Names, Outgoing};
 use crate::journal::{ConfirmedCopy, CopyKind, Decision, QueuedRequest, Requeue, Settlement, UnconfirmedCopy};
@@ -14,6 +17,13 @@ use crate::policy::retry_schedule::RetrySchedule;
 use crate::stages::settle::inbox::{LaneVerdict, Postponed, Refused, Ruling};
 use crate::stages::settle::spans::failed_generation;
 
+/// The delays of retries, and that of each wait queue.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Retries {
+    pub schedule: RetrySchedule,
+    pub waits: Vec<Duration>,
+}
+
 #[derive(Debug, Clone)]
 pub struct SettleSettings {
     /// The `source` of its events.
@@ -22,6 +32,8 @@ pub struct SettleSettings {
     pub worker: String,
     pub names: Names,
     pub schedule: RetrySchedule,
+    /// Brings delays that are newer than those that it began with.
+    pub newer_retries: watch::Receiver<Option<Retries>>,
     /// A delivery that is held longer is parked.
     pub max_hold: Duration,
     pub park_delay: Duration,
@@ -30,11 +42,22 @@ pub struct SettleSettings {
     /// Copies that wait for a publisher confirm at once.
     pub publishes_in_flight: usize,
     /// The producers' headers that intake reads.
-    pub read_headers: BTreeSet<String>,
+    pub read_headers: watch::Receiver<BTreeSet<String>>,
     pub tracer: Tracer,
 }
 
 impl SettleSettings {
+    /// Takes over delays of retries that have changed: they hold for what is decided from then on.
+    pub(super) fn take_over_retries(settings: &mut Arc<Self>) {
+        if !settings.newer_retries.has_changed().unwrap_or(false) {
+            return;
+        }
+        let settings = Arc::make_mut(settings);
+        if let Some(Retries { schedule, waits }) = settings.newer_retries.borrow_and_update().clone() {
+            (settings.schedule, settings.waits) = (schedule, waits);
+        }
+    }
+
     /// Returns the requests of a ruling, and what the journal stores of them.
     pub(super) fn decide(&self, ruling: Ruling) -> (Members<QueuedRequest>, Settlement) {
         let Ruling { requests, transaction, verdict, .. } = ruling;
@@ -111,7 +134,7 @@ impl SettleSettings {
             tx_hashes: &copy.tx_hashes,
             worker: &self.worker,
         };
-        let message = copy.message.failed(copy.generation, &note, &self.read_headers);
+        let message = copy.message.failed(copy.generation, &note, &self.read_headers.borrow());
         match copy.kind {
             CopyKind::Retry => self.to_wait_queue(message, self.delay_of(copy.generation)),
             CopyKind::DeadLetter => self.to_dead_letters(message, &copy.cause),
@@ -131,7 +154,7 @@ impl SettleSettings {
             tx_hashes: &[],
             worker: &self.worker,
         };
-        let mut copy = refused.message.failed(refused.generation, &note, &self.read_headers);
+        let mut copy = refused.message.failed(refused.generation, &note, &self.read_headers.borrow());
         copy.headers.insert(header::REQUEST_ID.to_owned(), refused.id.as_str().into());
         self.to_dead_letters(copy, &refused.cause)
     }
@@ -140,7 +163,7 @@ impl SettleSettings {
     pub(super) fn postponed_copy(&self, postponed: &Postponed, now: Timestamp) -> Outgoing {
         let remaining = u64::try_from(postponed.until.0.saturating_sub(now.0)).unwrap_or(0);
         let wait = hop(Duration::from_millis(remaining), &self.waits).unwrap_or(self.park_delay);
-        self.to_wait_queue(postponed.message.copied(&self.read_headers), wait)
+        self.to_wait_queue(postponed.message.copied(&self.read_headers.borrow()), wait)
     }
 
     pub(super) fn to_wait_queue(&self, message: Message, delay: Duration) -> Outgoing {

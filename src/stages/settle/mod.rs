@@ -33,7 +33,7 @@ mod reorged_finals;
 mod spans;
 mod targets;
 
-pub use decisions::SettleSettings;
+pub use decisions::{Retries, SettleSettings};
 
 use copies::{Ended, Leaving, UniqueQueue};
 use held::HeldDeliveries;
@@ -153,6 +153,7 @@ impl Settle {
         while inputs.intake_is_open || inputs.lanes_are_open || self.is_busy() {
             self.beat.beat();
             self.meter.held.set(i64::try_from(self.held.count()).unwrap_or(i64::MAX));
+            SettleSettings::take_over_retries(&mut self.settings);
             self.step(&mut inputs).await?;
         }
         Ok(())
@@ -417,11 +418,12 @@ mod tests {
             worker: "acme/host".to_owned(),
             names: Names::derived_from("q"),
             schedule: RetrySchedule::new(attempts, Duration::from_secs(1), 2.0, Duration::from_secs(8)),
+            newer_retries: watch::channel(None).1,
             max_hold: MAX_HOLD,
             park_delay: Duration::from_secs(3),
             waits: vec![Duration::from_secs(3)],
             publishes_in_flight: 4,
-            read_headers: BTreeSet::new(),
+            read_headers: watch::channel(BTreeSet::new()).1,
             tracer: Tracer::default(),
         }
     }
@@ -747,5 +749,22 @@ mod tests {
         assert_eq!(queue.pop(), Some(3));
         assert!(queue.push(3), "it has left");
         assert_eq!([queue.pop(), queue.pop(), queue.pop(), queue.pop()], [Some(1), Some(2), Some(3), None]);
+    }
+
+    #[tokio::test]
+    async fn newer_delays_hold_for_what_is_decided_from_then_on() {
+        let mut bench = Bench::new().await;
+        let newer = watch::Sender::new(None);
+        let began = SettleSettings { newer_retries: newer.subscribe(), ..settings(2) };
+        bench.settle.settings = Arc::new(began);
+        SettleSettings::take_over_retries(&mut bench.settle.settings);
+        assert!(bench.settle.settings.schedule.delay_before(3).is_none(), "two tries");
+        let schedule = RetrySchedule::new(9, Duration::from_secs(3), 1.0, Duration::from_secs(3));
+        newer.send_replace(Some(Retries { schedule, waits: vec![Duration::from_secs(3)] }));
+        SettleSettings::take_over_retries(&mut bench.settle.settings);
+        let now = &bench.settle.settings;
+        assert_eq!((now.schedule.delay_before(3), now.waits.len()), (Some(Duration::from_secs(3)), 1));
+        SettleSettings::take_over_retries(&mut bench.settle.settings);
+        assert!(bench.settle.settings.schedule.delay_before(8).is_some(), "nothing newer has come");
     }
 }

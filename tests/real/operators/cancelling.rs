@@ -52,6 +52,12 @@ async fn a_stuck_write_is_cancelled_and_the_next_one_proceeds() {
         (0, true),
         "to say it again is harmless: {text}"
     );
+    let (code, log) = home.command(BINARY, &["log", "--what", "cancel", "--json"]).await;
+    let log: Value = serde_json::from_str(&log).unwrap();
+    let entry = &log["entries"][0];
+    assert_eq!((code, log["entries"].as_array().unwrap().len()), (0, 1), "what was too late is no act: {log}");
+    assert_eq!((&entry["request"], &entry["reason"]), (&"stuck".into(), &"sent by mistake".into()), "{log}");
+    assert!(!entry["user"].as_str().unwrap().is_empty() && !entry["host"].as_str().unwrap().is_empty(), "{log}");
 }
 
 #[tokio::test]

@@ -6,6 +6,7 @@ mod dead_letters;
 mod doctor;
 #[cfg(feature = "otlp")]
 mod exported;
+mod flow;
 pub mod host;
 mod limits;
 mod observing;

@@ -5,7 +5,7 @@ use bytes::Bytes;
 use super::*;
 use crate::journal::contract::id;
 use crate::journal::{RecoveredAccount, Recovery};
-use crate::model::{Address, BodyHash, Nonce, Reason, RecoveredWrite, Timestamp};
+use crate::model::{Address, BodyHash, Nonce, Order, Reason, RecoveredWrite, Timestamp};
 
 /// A transaction that asks for what every request of the bench asks for.
 fn equal(nonce: u64) -> Sent {
@@ -97,7 +97,7 @@ async fn an_unknown_transaction_that_asks_for_what_a_request_asks_for_stops_the_
         if is_fetched_first {
             // Ready to be signed, and held back by the price.
             let page = term.queue.next_page(1, &Batching::NONE).unwrap();
-            let queued = term.queue.take(page, bench.set.queued.clone());
+            let queued = term.queue.take(page, bench.set.queued.clone(), &[]);
             queued.into_iter().for_each(|request| {
                 let payload =
                     payload::Payload { requests: crate::model::Members::one(request), ..fixtures::payload(1) };
@@ -196,7 +196,7 @@ async fn what_only_a_pool_has_is_waited_for_until_it_is_in_a_block_or_declared_f
             term.poll().await.unwrap();
         } else {
             drop(term);
-            bench.set.journal.accept_foreign(bench.set.account, Nonce(2)).await.unwrap();
+            bench.set.journal.accept_foreign(bench.set.account, Nonce(2), Order::new("eve", "")).await.unwrap();
             term = bench.term().await;
         }
         assert!(term.foreign.allows_signing() && pause(&term).is_none(), "mined: {is_mined}");
@@ -362,7 +362,7 @@ async fn recover(bench: &Bench, tx_hash: TxHash) {
     };
     let account = bench.set.account;
     let account = RecoveredAccount { account, first_nonce: Nonce(0), next_nonce: Nonce(1), writes: vec![write] };
-    bench.set.journal.begin_recovery(recovery, vec![account]).await.unwrap();
+    bench.set.journal.begin_recovery(recovery, vec![account], Order::new("eve", "")).await.unwrap();
 }
 
 #[tokio::test(start_paused = true)]
@@ -415,7 +415,7 @@ async fn what_an_operator_calls_foreign_stops_nothing() {
     term.fill().await.unwrap();
     assert_eq!(pause(&term), Some(PauseReason::JournalIsBehind));
     drop(term);
-    bench.set.journal.accept_foreign(bench.set.account, Nonce(1)).await.unwrap();
+    bench.set.journal.accept_foreign(bench.set.account, Nonce(1), Order::new("eve", "")).await.unwrap();
     let mut term = bench.term().await;
     term.fill().await.unwrap();
     assert_eq!((pause(&term), term.flight.len()), (None, 1));
