@@ -1,4 +1,4 @@
-//! `chainwriter recover --from-block --cancel-pooled`: what waits in pools and gets into no block.
+//! `recover --cancel-pooled`: what waits in pools and gets into no block.
 
 use std::sync::Arc;
 use std::time::Duration;
