@@ -113,7 +113,7 @@ async fn a_retry_that_finds_the_work_queue_full_waits_on() {
         |ms: u32| format!("application:set_env(rabbit, dead_letter_worker_publisher_confirm_timeout, {ms})");
     stage.rabbit.eval(&retry_after(1000)).await.unwrap();
     let config = tries(stage.config_for(ALWAYS_REVERTS).await, 2);
-    let home = WorkerHome::new(&config.with("retry", "initial_delay = \"6s\"\nmax_delay = \"6s\""));
+    let home = WorkerHome::new(&config.with("retry", "initial_delay = \"12s\"\nmax_delay = \"12s\""));
     stage.topology(&home).await;
     stage.rabbit.eval(&retry_after(180_000)).await.unwrap();
     let mut first = home.start(BINARY);
@@ -130,7 +130,7 @@ async fn a_retry_that_finds_the_work_queue_full_waits_on() {
         let _ = sent.await.unwrap();
     }
     // Its wait ends meanwhile, and more than one try to hand it over.
-    tokio::time::sleep(std::time::Duration::from_millis(8500)).await;
+    tokio::time::sleep(std::time::Duration::from_millis(14_500)).await;
     let ids: Vec<_> = stage.amqp.take_all(QUEUE).await.iter().map(crate::support::Taken::id).collect();
     assert!(ids.iter().all(|id| id.starts_with("filler")), "the retry found no room: {ids:?}");
     stage.rabbit.ctl(&["clear_policy", "-p", &stage.vhost, "full"]).await.unwrap();
