@@ -1,4 +1,4 @@
-//! What the operator says of an endpoint: its address, what it is used for, and what it asks for.
+//! The settings of an endpoint: its address, its role, and what it asks for.
 
 use std::time::Duration;
 
@@ -8,15 +8,15 @@ use web3::error::Error;
 
 use crate::rpc::{Headers, Tls, client_with};
 
-/// What an endpoint is used for.
+/// Says what an endpoint is used for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Role {
     #[default]
     All,
-    /// It gets no transactions.
+    /// Gets no transactions.
     Read,
-    /// It gets transactions, and is asked for nothing else.
+    /// Gets transactions, and is asked for nothing else.
     Send,
 }
 

@@ -211,7 +211,7 @@ pub struct Call {
 /// A call to be run on top of transactions that are in no block yet.
 #[derive(Debug, Clone)]
 pub struct OnTop {
-    /// What they call, each with its gas, lowest nonce first.
+    /// Their calls, each with its gas, lowest nonce first.
     pub before: Vec<(Call, Gas)>,
     pub call: Call,
     /// The gas that a block holds.

@@ -13,7 +13,7 @@ use crate::chain::{Call, ChainError, OnTop, Result, answers};
 use crate::model::Gas;
 
 const SIMULATE: &str = "eth_simulateV1";
-/// What a call may need beyond the gas that it used, as a percentage of that: nothing; what calls of calls keep back (EIP-150) and
+/// Holds what a call may need beyond the gas that it used, as a percentage of that: nothing; what calls of calls keep back (EIP-150) and
 /// refunds hide (EIP-3529); and more.
 const SHARES: [u64; 3] = [100, 135, 200];
 
@@ -21,7 +21,7 @@ const SHARES: [u64; 3] = [100, 135, 200];
 #[derive(Debug, Clone, PartialEq)]
 enum Ran {
     Used(Gas),
-    /// It ran, and not with as much gas as it had used, nor with twice that.
+    /// Ran, and not with as much gas as it had used, nor with twice that.
     Unclear,
     Failed {
         code: i64,

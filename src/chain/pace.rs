@@ -1,4 +1,4 @@
-//! How many calls an endpoint gets a second: as many as there are, or as the configuration allows, until it asks for fewer. Then the
+//! Counts the calls that an endpoint gets a second: as many as there are, or as the configuration allows, until it asks for fewer. Then the
 //! pace that it takes is found: it falls when calls are refused, rises while they are not, and is forgotten after some minutes without
 //! a refusal. No I/O.
 //!

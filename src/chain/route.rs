@@ -27,7 +27,7 @@ pub(super) struct Endpoints {
     compared_at: Mutex<Option<Instant>>,
 }
 
-/// What a call is for.
+/// Says what a call is for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Purpose {
     Read,

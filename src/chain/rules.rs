@@ -1,4 +1,4 @@
-//! What nodes say of their chain's forks, and of the transactions that they take at all.
+//! Reads what nodes say of their chain's forks, and of the transactions that they take at all.
 
 use std::time::Duration;
 

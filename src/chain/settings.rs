@@ -1,4 +1,4 @@
-//! What a client of a chain gets at its start.
+//! The settings of a client of a chain.
 
 use std::sync::Arc;
 use std::time::Duration;

@@ -1,4 +1,4 @@
-//! How an endpoint stands: what its answers say of it, and what is logged of that.
+//! The state of an endpoint by its answers, and what is logged of that.
 
 use std::time::Duration;
 

@@ -12,7 +12,7 @@ use crate::config::{HIGHEST_FEE, Settings};
 use crate::journal::{BumpAnswer, BumpOutcome, OperatorsJournal};
 use crate::model::{Order, RequestId, RequestState, Wei};
 
-/// How often the journal is read for the answer.
+/// Interval between reads of the journal for the answer.
 const CHECK: Duration = Duration::from_millis(200);
 
 #[derive(Debug, Args)]

@@ -158,7 +158,7 @@ pub struct JournalSection {
     pub address: JournalAddress,
     /// How long settled requests are kept.
     pub retention: Duration,
-    /// How long published events are kept.
+    /// Published events are kept for so long.
     pub keep_events: Duration,
 }
 

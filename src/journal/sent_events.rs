@@ -28,13 +28,13 @@ pub struct SentEvent {
     pub sent_at: Timestamp,
 }
 
-/// How many there are of a selection.
+/// Counts a selection.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct EventCounts {
     pub kept: u64,
     /// Not published yet, or on their way again.
     pub waiting: u64,
-    /// When the oldest of all that are kept was published.
+    /// Time at which the oldest of all that are kept was published.
     pub oldest: Option<Timestamp>,
 }
 

@@ -1,4 +1,4 @@
-//! What each fork of Ethereum changes for those who send transactions, and how a node's `eth_config` (EIP-7910) shows which one
+//! Holds what each fork of Ethereum changes for those who send transactions, and how a node's `eth_config` (EIP-7910) shows which one
 //! counts. A chain may mix them with rules of its own, so estimates and refusals correct the table.
 
 use serde_json::Value;

@@ -1,4 +1,4 @@
-//! What a rollup asks for posting a transaction to L1, beside its gas: estimated before anything is signed, from the chain's own
+//! Computes what a rollup asks for posting a transaction to L1, beside its gas: estimated before anything is signed, from the chain's own
 //! oracle or from the last receipts.
 
 use crate::model::{Address, Wei};

@@ -17,7 +17,7 @@ impl Headers {
     /// Reads lines of `Name: value`; empty lines and lines that begin with `#` are left out.
     ///
     /// # Errors
-    /// What is wrong with which line. The line itself may be a secret.
+    /// Names the line and its fault. The line itself may be a secret.
     pub fn read(text: &str) -> Result<Self, String> {
         let mut headers = HeaderMap::new();
         for (number, line) in (1..).zip(text.lines().map(str::trim)) {

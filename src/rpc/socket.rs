@@ -18,7 +18,7 @@ const MAX_MESSAGE: usize = 1 << 20;
 /// A connection that is open.
 pub(crate) struct Socket(WebSocketStream<Upgraded>);
 
-/// What came over a connection.
+/// Holds what came over a connection.
 #[derive(Debug, PartialEq)]
 pub(crate) enum Heard {
     Value(Value),

@@ -26,7 +26,7 @@ use crate::signer::{Signer, SignerError, answer};
 /// Calls to one server at once.
 const AT_ONCE: usize = 32;
 
-/// What a server serves.
+/// Says what a server serves.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum RemoteKind {
     /// Web3Signer, and nodes.
@@ -81,7 +81,7 @@ pub struct RemoteSigner {
     server: HttpTransport,
     label: String,
     kind: Option<RemoteKind>,
-    /// What its answers have shown.
+    /// Shown by its answers.
     found: Mutex<Option<RemoteKind>>,
     address: Address,
     tracer: Tracer,

@@ -260,7 +260,7 @@ pub(crate) struct FakeChainState {
     /// By its calldata, what the node answers to a call's estimate; nothing where it does not answer, so that its whole round
     /// has no answer.
     pub(crate) estimates: BTreeMap<Bytes, Option<String>>,
-    /// What the node answers to a call on top of others; nothing where it has no method for that.
+    /// The node's answer to a call on top of others; nothing where it has no method for that.
     pub(crate) on_top: Option<fn(&OnTop) -> Result<Gas>>,
     /// The calls that it was asked to run on top of others.
     pub(crate) on_tops: Vec<OnTop>,

@@ -17,12 +17,12 @@ use crate::simulation::world::World;
 /// The operator reads the letters so often.
 pub(super) const READ_MS: u64 = 3_000;
 
-/// When the broker gives up on a message.
+/// Says when the broker gives up on a message.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct DeliveryLimit {
     /// Returns to the queue that it allows.
     most: u32,
-    /// Whether it says in `x-death` where the message came from. Some moved letters have lost that.
+    /// Set where it says in `x-death` where the message came from. Some moved letters have lost that.
     names_deaths: bool,
 }
 
@@ -88,7 +88,7 @@ fn add_death(message: &mut Message) {
     message.headers.insert("x-death".to_owned(), HeaderValue::Array(vec![entry]));
 }
 
-/// What `chainwriter dead replay` and `dead discard` do with all of them.
+/// Does with all of them what `chainwriter dead replay` and `dead discard` do.
 pub(super) fn read_letters(world: &mut World, rules: &AdmissionRules, retention: Duration) {
     let mut is_read = true;
     for queued in std::mem::take(&mut world.queues.given_up.letters) {

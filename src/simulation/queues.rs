@@ -31,7 +31,7 @@ pub(super) const REPLIES: [&str; 7] = ["answers", FULL, "q", "q.dead", "q.wait.3
 #[derive(Debug, Clone)]
 pub(super) struct Queued {
     pub(super) message: Message,
-    /// How often it came back to the queue.
+    /// Counts its returns to the queue.
     pub(super) returns: u32,
 }
 

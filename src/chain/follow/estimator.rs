@@ -28,7 +28,7 @@ pub struct Estimated {
     pub estimate: Result<Gas>,
     /// The node answers estimates: this one, or else a transfer of the account to itself that was asked right after it.
     pub is_answering: bool,
-    /// It was run on top of transactions that are in no block.
+    /// Set where it was run on top of transactions that are in no block.
     pub is_on_top: bool,
 }
 

@@ -1,4 +1,4 @@
-//! What each endpoint is there for: reading, transactions, both; and what it gets with each call.
+//! Tests of what each endpoint is there for: reading, transactions, both; and what it gets with each call.
 
 use tokio::io::BufReader;
 use tokio::net::TcpListener;

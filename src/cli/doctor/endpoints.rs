@@ -86,7 +86,7 @@ async fn announcing(settings: &ClientSettings) -> Vec<Finding> {
     node.check_heads().await.into_iter().map(finding).collect()
 }
 
-/// What an endpoint is there for.
+/// Says what an endpoint is there for.
 #[derive(Debug, Clone, Copy)]
 struct UseOf {
     reads: bool,

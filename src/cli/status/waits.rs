@@ -1,4 +1,4 @@
-//! What a request still waits for. The journal says how far it is; the chain and the running worker say why it goes no further.
+//! Says what a request still waits for. The journal says how far it is; the chain and the running worker say why it goes no further.
 
 use std::time::Duration;
 

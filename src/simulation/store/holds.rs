@@ -40,7 +40,7 @@ impl Store {
         self.holds.iter().any(|hold| hold.covers(row.account, &row.route))
     }
 
-    /// How many of these come before the first that is held.
+    /// Counts how many of these come before the first that is held.
     pub(super) fn before_held(&self, new: &[NewTransaction]) -> usize {
         let is_held = |new: &NewTransaction| new.requests.iter().any(|request| self.is_on_hold(*request));
         new.iter().position(is_held).unwrap_or(new.len())

@@ -53,7 +53,7 @@ pub(crate) struct Store {
     fillers: Vec<StoredFiller>,
     cancellations: BTreeMap<RequestSeq, Cancel>,
     holds: Vec<Hold>,
-    /// When operators did what is logged.
+    /// Times of what operators did.
     log: Vec<Timestamp>,
     bumps: BTreeMap<RequestSeq, BumpRow>,
     throttles: BTreeMap<u64, i64>,

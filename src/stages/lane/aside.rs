@@ -70,7 +70,7 @@ pub(super) struct Waiting {
     pauses: RetryPauses,
     due: Instant,
     is_asked: bool,
-    /// What it waits for, if that is not the node.
+    /// Set where it waits for something else than the node.
     pub(super) wait: Option<Wait>,
 }
 
@@ -80,7 +80,7 @@ pub(super) struct Wait {
     pub(super) since: Instant,
     /// The nonce behind the last of them, once all have one.
     pub(super) below: Option<Nonce>,
-    /// It is run on top of them, or was.
+    /// Set where it is run on top of them, or was.
     pub(super) is_simulated: bool,
     /// Those on top of which it is run are all that come before it.
     pub(super) is_complete: bool,

@@ -1,4 +1,4 @@
-//! What operators hold: nothing new is signed for it. It stays in the journal's queue, and is fetched again when it is released.
+//! Keeps back what operators hold: nothing new is signed for it. It stays in the journal's queue, and is fetched again when it is released.
 
 use crate::journal::{JournalError, QueuedRequest};
 use crate::stages::holds;

@@ -15,7 +15,7 @@ use crate::stages::lane::term::Term;
 /// For all questions to oracles.
 const ASK_LIMIT: Duration = Duration::from_secs(2);
 
-/// What comes of asking oracles.
+/// Holds what comes of asking oracles.
 enum Asked {
     Answers(Oracle, [Wei; 2]),
     /// Nodes ran the calls, and the chain has no such contract.

@@ -1,4 +1,4 @@
-//! What is known of the fees of a rollup for L1: by its own oracle, else by the last receipts. No I/O.
+//! Holds what is known of the fees of a rollup for L1: by its own oracle, else by the last receipts. No I/O.
 
 use std::time::Duration;
 
@@ -7,10 +7,10 @@ use tokio::time::Instant;
 use crate::model::Wei;
 use crate::policy::l1_fee::{L1Fees, ORACLES, Oracle};
 
-/// How often an oracle is asked: L1 makes a block in twelve seconds, and its prices change by an eighth with each.
+/// Interval between questions to an oracle: L1 makes a block in twelve seconds, and its prices change by an eighth with each.
 const ASKED: Duration = Duration::from_secs(60);
 
-/// How the chain shows what it asks for.
+/// Says how the chain shows what it asks for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 enum Source {
     /// None was asked.

@@ -27,7 +27,7 @@ const ROUNDS_PASSED_OVER: u32 = 3;
 pub(super) enum Simulated {
     Runs(Gas),
     Fails(Cause),
-    /// It reverts on the newest block.
+    /// Reverts on the newest block.
     Reverts(Cause),
     /// The contract has a record under its id.
     Taken(Taken),

@@ -21,11 +21,11 @@ const MOST_BYTES: usize = 512 << 10;
 /// A call counts for what it says after this, whatever is still open before it.
 const LONGEST_WAIT: Duration = Duration::from_secs(600);
 
-/// What is done about a request that waits.
+/// Says what is done about a request that waits.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Next {
     Wait,
-    /// It is run on top of all that is open: what has passed it comes before it, too.
+    /// Runs on top of all that is open: what has passed it comes before it, too.
     RunOnTop,
     Judge,
 }
