@@ -122,7 +122,7 @@ fn queue(depth: &QueueDepth) -> (Tone, String) {
         QueueRole::Work | QueueRole::Wait => ("", Tone::Plain),
         QueueRole::Dead if *ready > 0 => (" (dead letters)", Tone::Warn),
         QueueRole::Dead => (" (dead letters)", Tone::Plain),
-        QueueRole::Unrouted => (" (nobody wants)", Tone::Plain),
+        QueueRole::Unrouted => (" (no queue wanted them)", Tone::Plain),
     };
     (tone, format!("{ready:>8}  {queue}{what}{by}"))
 }
@@ -184,7 +184,7 @@ fn as_reported(lane: &LaneReport, at: Timestamp) -> Vec<(Tone, String)> {
         _ => "no block seen".to_owned(),
     };
     let doing = if lane.owner {
-        format!("{} in flight, window {} (limit: {})", lane.in_flight, lane.window, lane.window_limit)
+        format!("at most {} in no block (limit: {})", lane.window, lane.window_limit)
     } else {
         "stands by".to_owned()
     };

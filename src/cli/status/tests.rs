@@ -110,7 +110,7 @@ fn the_documented_overview_is_one_as_it_is_written_now() {
 fn a_small_terminal_has_what_matters_and_the_rest_can_be_scrolled_to() {
     let (_, overview) = taken();
     let small = drawn(&overview, 80, 24, 0);
-    for part in ["ready", "queues", "requests", "acme.writes", "accepted", "lanes", "in flight", "q quits"] {
+    for part in ["ready", "queues", "requests", "acme.writes", "accepted", "lanes", "in no block", "q quits"] {
         assert!(has(&small, part), "{part}: {:#?}", lines(&small));
     }
     assert!(!has(&drawn(&overview, 80, 14, 0), "last warnings"));

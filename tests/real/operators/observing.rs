@@ -235,7 +235,7 @@ async fn an_overview_has_three_sides_and_says_which_could_not_be_asked() {
         "acme/one on chain 31337: ready",
         "1  acme.writes.dead (dead letters)",
         "owned by acme/one, next nonce 1",
-        "0 in flight",
+        "in no block (limit: ",
     ] {
         assert!(code == 0 && text.contains(part), "{part}: {text}");
     }
