@@ -114,9 +114,11 @@ async fn a_transaction_that_is_only_ever_refused_is_cancelled_and_becomes_a_dead
     let Some(stage) = Stage::with_chain(AnvilConfig { gas_limit: 30_000_000, ..AnvilConfig::default() }).await else {
         return;
     };
-    let config = stage.config().with("write", "gas = 40000000").with("retry", "max_attempts = 1");
+    let config = stage.config().with("write", "gas = 14000000").with("retry", "max_attempts = 1");
     let home = WorkerHome::new(&config.with("chain", "refused_after = \"1s\"\nfinality = 0"));
     stage.topology(&home).await;
+    // No block says it yet, so the worker cannot know.
+    stage.anvil.call("evm_setBlockGasLimit", json!([rpc::hex(10_000_000)])).await.unwrap();
     stage.amqp.publish(QUEUE, with_id("greedy"), b"more gas than a block has").await;
     let _worker = home.start(BINARY);
     let dead = stage.amqp.wait_for(DEAD, LONG).await;
@@ -125,6 +127,7 @@ async fn a_transaction_that_is_only_ever_refused_is_cancelled_and_becomes_a_dead
     let status = stage.status(&home, "greedy").await;
     assert_eq!(status["transactions"][0]["state"], "cancelled", "{status}");
     stage.anvil.call("evm_setBlockGasLimit", json!([rpc::hex(60_000_000)])).await.unwrap();
+    stage.anvil.mine(1).await.unwrap();
     stage.amqp.publish(QUEUE, with_id("plain"), b"fits").await;
     stage.wait_empty(QUEUE).await;
     assert_eq!(stage.status(&home, "plain").await["state"], "final");
