@@ -92,6 +92,7 @@ impl Settings {
         settings.admission.permits = new.admission.permits;
         settings.lane.permits = new.lane.permits;
         settings.lane.contract_errors = new.lane.contract_errors;
+        settings.lane.fixed_gas = new.lane.fixed_gas;
         let kinds = new.lane.batching.kinds.clone();
         settings.lane.batching = Arc::new(Batching { kinds, ..Batching::clone(&self.lane.batching) });
         settings.settle.waits = new.settle.schedule.waits(self.settle.park_delay);
@@ -254,6 +255,7 @@ mod tests {
     fn what_does_not_fit_together_is_refused_as_a_whole() {
         let running = settings("write.gas = 60000\nlimits.gas_per_hour = 90000");
         let both = running.reloaded(settings("write.gas = 30000\nlimits.gas_per_hour = 40000")).unwrap();
+        assert_eq!(both.settings.lane.fixed_gas.iter().map(|fixed| fixed.gas).collect::<Vec<_>>(), [Gas(30_000)]);
         assert_eq!(both.settings.tuning.limits.gas_per_hour, Some(Gas(40_000)));
         assert!(both.need_restart.is_empty());
         let running = settings("request.order_by = \"message_id\"");

@@ -1,11 +1,13 @@
 //! Bumps: an operator wants a transaction to offer more at once, whatever its age. It is raised once, by the rules of a
 //! replacement, up to `fees.max_fee` or the limit that the operator named; or the order is refused, with the reason.
 
+use std::collections::BTreeMap;
+
 use tokio::time::Instant;
 use tracing::{info, warn};
 
 use crate::journal::{AnsweredBump, Bump, JournalError};
-use crate::model::{Fee, Nonce, Purpose, SignedTransaction, Timestamp, Wei};
+use crate::model::{Fee, Nonce, Purpose, Wei};
 use crate::policy::fee::{FeeMode, FeeRules, Market, is_underpriced};
 use crate::stages::lane::care::Replacement;
 use crate::stages::lane::in_flight::InFlight;
@@ -48,19 +50,14 @@ impl Term<'_> {
         raised: Vec<(Bump, Nonce, Replacement)>,
         mut answers: Vec<AnsweredBump>,
     ) -> Result<(), JournalError> {
-        let unsigned: Vec<_> =
-            raised.iter().filter_map(|(_, nonce, replacement)| self.replacement(*nonce, replacement)).collect();
+        let requests: BTreeMap<_, _> = raised.iter().map(|(bump, nonce, _)| (*nonce, bump.request)).collect();
+        let replacements = raised.into_iter().map(|(_, nonce, replacement)| (nonce, replacement)).collect();
         // Without its key nothing is raised now; the orders stand.
-        let raw = if unsigned.is_empty() { None } else { self.sign_for_live(unsigned).await };
-        let signed_at = Timestamp::now();
-        let mut begun = Vec::new();
-        for ((bump, nonce, replacement), raw) in raised.into_iter().zip(raw.into_iter().flatten()) {
-            let Replacement { purpose, fee, cause, gas } = replacement;
-            let signed = SignedTransaction { purpose, raw, fee, signed_at, cause };
-            let text = format!("it offers up to {} for a unit of gas now, at nonce {nonce}", fee.ceiling());
-            answers.push(AnsweredBump { request: bump.request, signed: Some((nonce, signed.clone())), text });
-            begun.push((nonce, signed, gas));
-        }
+        let begun = self.sign_replacements(replacements).await;
+        answers.extend(begun.iter().filter_map(|(nonce, signed, _)| {
+            let text = format!("it offers up to {} for a unit of gas now, at nonce {nonce}", signed.fee.ceiling());
+            Some(AnsweredBump { request: *requests.get(nonce)?, signed: Some((*nonce, signed.clone())), text })
+        }));
         if answers.is_empty() {
             return Ok(());
         }

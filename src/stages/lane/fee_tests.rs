@@ -15,7 +15,7 @@ use crate::policy::limits::Limits;
 use crate::policy::permits::Permits;
 use crate::stages::lane::fixtures::TARGET;
 use crate::stages::lane::pool_status::PoolStatus;
-use crate::stages::lane::settings::Tuning;
+use crate::stages::lane::settings::{RouteRules, Tuning};
 use crate::stages::lane::term::Term;
 use crate::stages::lane::tests::{Bench, REFUSED_AFTER, newest};
 use crate::stages::settle::inbox::{LaneVerdict, Ruling};
@@ -230,4 +230,15 @@ async fn gas_that_the_fork_does_not_allow_fails_alone_before_it_has_a_nonce() {
         assert!(failed.iter().all(|(id, reason)| id == "over" && *reason == Reason::GasAboveLimit), "{failed:?}");
         assert_eq!(failed.len(), 3 - expected.len());
     }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_margin_ends_at_the_most_gas_of_a_policy_that_was_reloaded() {
+    let mut bench = bench(&[("a", ESTIMATE, None)]).await;
+    let permits = Arc::new(Permits { max_gas: Some(Gas(22_000)), ..Permits::default() });
+    let newer = RouteRules { permits, ..(&bench.context.settings.rules).into() };
+    bench.context.settings.newer_routes = watch::channel(Some(newer)).1;
+    let mut term = bench.term().await;
+    bench.step(&mut term).await;
+    assert_eq!(term.flight.get(Nonce(0)).map(|own| own.payload.gas), Some(Gas(22_000)));
 }

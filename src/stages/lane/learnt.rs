@@ -123,8 +123,8 @@ impl Learnt {
         Limit::now(self.tip).map_or(market, |tip| market.with_least_tip(tip))
     }
 
-    /// Returns this price with no more headroom than nodes allow for so much gas, by their word or by Geth's default. Where even the price of the next block is
-    /// above that it stays: the node says so.
+    /// Returns this price with no more headroom than nodes allow for so much gas, by their word or by Geth's default. Where
+    /// even the price of the next block is above that it stays: the node says so.
     pub(super) fn within(&self, fee: Fee, gas: Gas, market: &Market) -> Fee {
         let most = Limit::now(self.total_fee).unwrap_or(USUAL_TOTAL_FEE);
         FeeRules::within(fee, gas, most, market).unwrap_or(fee)
@@ -187,6 +187,11 @@ impl Learnt {
     pub(super) fn begin_check_of_routes(&mut self) -> bool {
         let fork = Some(self.fork());
         std::mem::replace(&mut self.checked_for, fork) != fork
+    }
+
+    /// Forgets that the routes were checked: they are others now.
+    pub(super) fn doubt_routes(&mut self) {
+        self.checked_for = None;
     }
 
     /// Records what nodes say of their rules. What was known stays where they say nothing now.

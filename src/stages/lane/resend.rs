@@ -231,11 +231,11 @@ impl Term<'_> {
     }
 
     /// Reports the routes whose gas is set to what the chain never takes, once for each fork.
-    fn check_routes(&mut self) {
+    pub(super) fn check_routes(&mut self) {
         if !self.learnt.begin_check_of_routes() {
             return;
         }
-        for FixedGas { route, gas, least_calldata } in self.context.settings.rules.fixed_gas.iter() {
+        for FixedGas { route, gas, least_calldata } in self.routes.fixed_gas.iter() {
             if let Err(cause) = self.learnt.check_fixed_gas(*gas, least_calldata) {
                 error!(account = %self.account(), route, %cause, "no message of this route can be written: change the gas of the route");
             }
@@ -271,23 +271,38 @@ impl Term<'_> {
         if replacements.is_empty() {
             return Ok(());
         }
+        let signed = self.sign_replacements(replacements).await;
+        if signed.is_empty() {
+            return Ok(());
+        }
+        let stored = signed.iter().map(|(nonce, signed, _)| (*nonce, signed.clone())).collect();
+        self.context.journal.record_replacements(&self.lease, stored).await?;
+        for (nonce, signed, gas) in signed {
+            self.begin_replacement(nonce, signed, gas);
+        }
+        Ok(())
+    }
+
+    /// Signs the replacements of those that are live, each with the gas of a cancellation. Returns none of them where the signer
+    /// does not sign.
+    pub(super) async fn sign_replacements(
+        &mut self,
+        replacements: Vec<(Nonce, Replacement)>,
+    ) -> Vec<(Nonce, SignedTransaction, Gas)> {
         let live = replacements.into_iter().filter_map(|(nonce, replacement)| {
             let unsigned = self.replacement(nonce, &replacement)?;
             Some(((nonce, replacement), unsigned))
         });
         let (replacements, unsigned): (Vec<_>, Vec<_>) = live.unzip();
-        let Some(raw) = self.sign_for_live(unsigned).await else { return Ok(()) };
-        let signed_at = Timestamp::now();
-        let signed = |((nonce, Replacement { purpose, fee, cause, .. }), raw)| {
-            (nonce, SignedTransaction { purpose, raw, fee, signed_at, cause })
-        };
-        let gas: Vec<_> = replacements.iter().map(|(_, replacement)| replacement.gas).collect();
-        let signed: Vec<_> = replacements.into_iter().zip(raw).map(signed).collect();
-        self.context.journal.record_replacements(&self.lease, signed.clone()).await?;
-        for ((nonce, signed), gas) in signed.into_iter().zip(gas) {
-            self.begin_replacement(nonce, signed, gas);
+        if unsigned.is_empty() {
+            return Vec::new();
         }
-        Ok(())
+        let Some(raw) = self.sign_for_live(unsigned).await else { return Vec::new() };
+        let signed_at = Timestamp::now();
+        let signed = |((nonce, Replacement { purpose, fee, cause, gas }), raw)| {
+            (nonce, SignedTransaction { purpose, raw, fee, signed_at, cause }, gas)
+        };
+        replacements.into_iter().zip(raw).map(signed).collect()
     }
 
     /// Sends a replacement. The journal has it.
@@ -301,7 +316,7 @@ impl Term<'_> {
         self.send(nonce);
     }
 
-    pub(super) fn replacement(&self, nonce: Nonce, replacement: &Replacement) -> Option<Traced<UnsignedTransaction>> {
+    fn replacement(&self, nonce: Nonce, replacement: &Replacement) -> Option<Traced<UnsignedTransaction>> {
         let transaction = self.flight.get(nonce)?;
         let item = match replacement.purpose {
             Purpose::Write => self.unsigned(&transaction.payload, nonce, replacement.fee),

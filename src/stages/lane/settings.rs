@@ -82,14 +82,16 @@ pub struct RouteRules {
     pub batching: Arc<Batching>,
     pub permits: Arc<Permits>,
     pub contract_errors: Arc<Errors>,
+    pub fixed_gas: Arc<[FixedGas]>,
 }
 
 impl From<&LaneRules> for RouteRules {
-    fn from(LaneRules { batching, permits, contract_errors, .. }: &LaneRules) -> Self {
+    fn from(LaneRules { batching, permits, contract_errors, fixed_gas, .. }: &LaneRules) -> Self {
         Self {
             batching: Arc::clone(batching),
             permits: Arc::clone(permits),
             contract_errors: Arc::clone(contract_errors),
+            fixed_gas: Arc::clone(fixed_gas),
         }
     }
 }

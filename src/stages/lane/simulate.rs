@@ -307,7 +307,7 @@ impl Term<'_> {
 
     /// Returns what a margin never goes past.
     fn gas_caps(&self, is_batch: bool) -> Caps {
-        let of_operator = [self.context.settings.rules.permits.max_gas, self.tuning().limits.gas_per_hour];
+        let of_operator = [self.routes.permits.max_gas, self.tuning().limits.gas_per_hour];
         Caps {
             block: self.view.head().map_or(Gas(u64::MAX), |head| head.gas_limit),
             transaction: self.learnt.most_gas(is_batch),

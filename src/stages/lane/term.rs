@@ -169,6 +169,8 @@ impl<'l> Term<'l> {
         self.routes = self.context.settings.routes();
         self.queue.drop_where(|_| true, &self.routes.batching);
         self.queue.restart();
+        self.learnt.doubt_routes();
+        self.check_routes();
     }
 
     /// Works until the lane is to stop, or the account is to be another instance's.
