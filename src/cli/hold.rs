@@ -1,13 +1,13 @@
 //! `chainwriter hold` and `chainwriter release`: nothing new is signed for what is held. They work through the journal, on all
 //! instances that share it.
 
-use anyhow::{Context, bail};
+use anyhow::bail;
 use clap::Args;
 
-use crate::cli::{check_reason, exit, operator, say, stop};
+use crate::cli::{address, check_reason, exit, operator, say, stop};
 use crate::config::Settings;
 use crate::journal::{Hold, HoldScope, OperatorsJournal};
-use crate::model::{Address, Order};
+use crate::model::Order;
 
 #[derive(Debug, Args)]
 pub(super) struct Arguments {
@@ -82,7 +82,7 @@ async fn scope(
 ) -> anyhow::Result<HoldScope> {
     Ok(match (&arguments.account, &arguments.route) {
         (Some(text), _) => {
-            let address: Address = text.to_lowercase().parse().with_context(|| format!("{text} is no address"))?;
+            let address = address(text)?;
             let chain_id = settings.chain.chain_id;
             let is_own = settings.signers.iter().any(|signer| signer.address() == address);
             let known = journal.overview().await?.accounts;

@@ -2,12 +2,11 @@
 
 use std::time::Duration;
 
-use anyhow::Context;
 use clap::Args;
 use clap::builder::PossibleValuesParser;
 use serde::Serialize;
 
-use crate::cli::{exit, print};
+use crate::cli::{address, exit, print};
 use crate::config::Settings;
 use crate::journal::{LogEntry, LogFilter, Subject};
 use crate::model::text::Escaped;
@@ -55,13 +54,12 @@ struct Document {
 pub(super) async fn run(arguments: Arguments, settings: Settings) -> anyhow::Result<u8> {
     let Arguments { since, what, by, request, account, route, limit, json } = arguments;
     let now = Timestamp::now();
-    let account = account.map(|text| text.to_lowercase().parse().with_context(|| format!("{text} is no address")));
     let filter = LogFilter {
         since: since.map(|age| now.before(age)),
         what: what.as_deref().and_then(Act::from_word),
         by,
         request,
-        account: account.transpose()?,
+        account: account.as_deref().map(address).transpose()?,
         route,
     };
     let journal = settings.journal.address.open_existing().await?;

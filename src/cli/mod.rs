@@ -21,6 +21,7 @@ use crate::chain::{ChainError, NodeClient};
 use crate::config::{self, Faults, Places, Settings, Source};
 use crate::daemon::supervisor::say_why;
 use crate::journal::JournalError;
+use crate::model::Address;
 use crate::model::text::escaped_page;
 use crate::signer::SignerError;
 use operator::{check_reason, operator};
@@ -198,6 +199,11 @@ pub fn main() -> ExitCode {
 struct Stop {
     code: u8,
     text: String,
+}
+
+/// Reads an account's address, in capitals or not.
+fn address(text: &str) -> anyhow::Result<Address> {
+    text.to_lowercase().parse().with_context(|| format!("{text} is no address"))
 }
 
 fn stop(code: u8, text: impl Into<String>) -> anyhow::Error {

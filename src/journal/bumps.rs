@@ -128,16 +128,20 @@ async fn record(
                   DO UPDATE SET requested_at = excluded.requested_at, max_fee = excluded.max_fee, answer = NULL";
     connection.execute("store a bump", upsert, &values![request.0, now.0, wei]).await?;
     let limit = limit_text(max_fee);
-    let asked = order.text(&format!("a higher price is asked for{limit}"));
+    let asked = match limit.as_str() {
+        "" => "a higher price is asked for".to_owned(),
+        limit => format!("a higher price is asked for, {limit}"),
+    };
+    let asked = order.text(&asked);
     record_incidents(connection, &[(request, IncidentKind::Bump, asked)], now).await?;
     let subject = Subject::request(id.as_str());
-    operator_log::record(connection, now, (Act::Bump, order), &subject, limit.trim_start_matches(", ")).await?;
+    operator_log::record(connection, now, (Act::Bump, order), &subject, &limit).await?;
     Ok(BumpAnswer::Noted)
 }
 
-/// Returns the limit that an order names, for a person.
-pub fn limit_text(max_fee: Option<Wei>) -> String {
-    max_fee.map_or_else(String::new, |max_fee| format!(", at most {max_fee} for a unit of gas"))
+/// Returns the limit that an order names, for a person; empty where it names none.
+fn limit_text(max_fee: Option<Wei>) -> String {
+    max_fee.map_or_else(String::new, |max_fee| format!("at most {max_fee} for a unit of gas"))
 }
 
 async fn answer(write: &LaneWrite<'_>, answers: &[AnsweredBump]) -> Result<()> {

@@ -4,7 +4,6 @@
 //! reads the holds again. A hold locks the accounts that it covers first, so once [`Holds::hold`] has returned, no commit
 //! that has not seen it can follow.
 
-use std::borrow::Cow;
 use std::collections::BTreeSet;
 use std::sync::Arc;
 
@@ -157,14 +156,13 @@ pub async fn standing(connection: &dyn Statements) -> Result<Vec<Hold>> {
 
 fn read(row: &dyn Columns) -> Result<Hold> {
     const WHAT: &str = "hold";
-    let of = |name| text(row, WHAT, name).map(Cow::into_owned);
     Ok(Hold {
         account: optional_fixed(row, WHAT, "address", Address::from_slice)?,
         account_id: optional_number(row, WHAT, "account")?.map(AccountId),
         route: optional_text(row, WHAT, "route")?,
         since: Timestamp(number(row, WHAT, "since")?),
-        by: Operator { user: of("user_name")?, sudo_user: optional_text(row, WHAT, "sudo_user")?, host: of("host")? },
-        reason: of("reason")?,
+        by: operator_log::operator(row, WHAT)?,
+        reason: text(row, WHAT, "reason")?.into_owned(),
     })
 }
 

@@ -127,13 +127,19 @@ pub async fn forget(connection: &dyn Statements, before: Timestamp, limit: u32) 
     connection.execute("prune", &delete, &values![before.0, limit]).await
 }
 
+/// Reads the columns of the person who did something.
+pub fn operator(row: &dyn Columns, what: &'static str) -> Result<Operator> {
+    let of = |name| text(row, what, name).map(Cow::into_owned);
+    Ok(Operator { user: of("user_name")?, sudo_user: optional_text(row, what, "sudo_user")?, host: of("host")? })
+}
+
 fn entry(row: &dyn Columns) -> Result<LogEntry> {
     const WHAT: &str = "log entry";
     let of = |name| text(row, WHAT, name).map(Cow::into_owned);
     Ok(LogEntry {
         at: Timestamp(number(row, WHAT, "at")?),
         what: word(row, WHAT, "what", Act::from_word)?,
-        by: Operator { user: of("user_name")?, sudo_user: optional_text(row, WHAT, "sudo_user")?, host: of("host")? },
+        by: operator(row, WHAT)?,
         reason: of("reason")?,
         subject: Subject {
             request: optional_text(row, WHAT, "request")?,

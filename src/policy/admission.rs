@@ -172,7 +172,8 @@ pub fn admit(rules: &AdmissionRules, message: &Message) -> Result<Candidate, Ref
     }
     let id = read_id(rules, message, &body).map_err(|cause| Refusal { id: None, cause })?;
     check_headers(rules, message).map_err(|cause| Refusal { id: Some(id.clone()), cause })?;
-    let (generation, not_before, lifetime) = match read_headers(rules, message) {
+    let route = route_of(&rules.routes, message);
+    let (generation, not_before, lifetime) = match read_headers(route, message) {
         Ok(read) => read,
         Err(detail) => return Err(refuse(Some(id), Reason::BadHeaders, detail)),
     };
@@ -180,22 +181,19 @@ pub fn admit(rules: &AdmissionRules, message: &Message) -> Result<Candidate, Ref
         Ok(order_key) => order_key,
         Err(cause) => return Err(Refusal { id: Some(id), cause }),
     };
-    let write = write_of(&rules.routes, &id, message, &body, rules.max_body_bytes).and_then(|write| {
+    let write = write_of(route, &id, message, &body, rules.max_body_bytes).and_then(|write| {
         let calldata = write.data.as_ref().unwrap_or(&message.body);
         rules.permits.check(write.to, write.value, calldata).map(|()| write)
     });
     let body_hash = BodyHash::of(&message.body);
-    let route = route_of(&rules.routes, message).map_or_else(String::new, |route| route.name.clone());
+    let route = route.map_or_else(String::new, |route| route.name.clone());
     Ok(Candidate { id, generation, body_hash, not_before, lifetime, order_key, route, write })
 }
 
 /// Reads which copy of a request the message is, and when it is of use.
-fn read_headers(
-    rules: &AdmissionRules,
-    message: &Message,
-) -> Result<(Generation, Option<Timestamp>, Lifetime), String> {
+fn read_headers(route: Option<&Route>, message: &Message) -> Result<(Generation, Option<Timestamp>, Lifetime), String> {
     let generation = Generation::read_from(&message.headers).map_err(|bad_header| bad_header.to_string())?;
-    let expires = route_of(&rules.routes, message).and_then(|route| route.expires);
+    let expires = route.and_then(|route| route.expires);
     let is_replay = generation.replay > 0 || message.headers.contains_key(header::REPLAYED_AT);
     let lifetime = Lifetime::read(message, is_replay, expires)?;
     Ok((generation, not_before(&message.headers)?, lifetime))

@@ -161,7 +161,7 @@ impl FeeRules {
     }
 }
 
-// Rounding up alone would leave a zero tip at zero, and a node would call that underpriced.
+/// Returns an eighth more, and a wei at least: a zero tip that stays zero is no replacement.
 fn bumped(fee: Wei) -> Wei {
     fee.scaled_up(BUMP.0, BUMP.1).max(fee.plus(Wei(1)))
 }

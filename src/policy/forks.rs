@@ -46,16 +46,14 @@ impl GasRules {
 }
 
 impl Fork {
-    /// The table: what each fork changes.
+    /// Returns the row of the table.
     pub fn rules(self) -> GasRules {
-        let base = Gas(21_000);
-        let cancun = GasRules { base, floor: None, most: None, dearer: None };
+        let cancun = GasRules { base: gas::TRANSFER, floor: None, most: None, dearer: None };
         let prague = GasRules { floor: Some(Floor::PRAGUE), ..cancun };
         match self {
             Self::Cancun => cancun,
             Self::Prague => prague,
-            // EIP-7825
-            Self::Osaka => GasRules { most: Some(Gas(1 << 24)), ..prague },
+            Self::Osaka => GasRules { most: Some(gas::MOST), ..prague },
             // EIP-2780 (the base), EIP-7976; by EIP-8037 gas beyond 2^24 pays for new state.
             Self::Amsterdam => GasRules {
                 base: Gas(12_000),

@@ -108,7 +108,6 @@ pub fn calldata(id: RecordId, body: &[u8], kept: Kept) -> Bytes {
     parts.concat().into()
 }
 
-/// Returns the first bytes of the calldata that records something.
 /// Returns calldata that take no more gas than those of any record.
 pub fn least_calldata(kept: Kept) -> Vec<u8> {
     let words = match kept {
@@ -118,6 +117,7 @@ pub fn least_calldata(kept: Kept) -> Vec<u8> {
     [selector_of(kept).to_vec(), vec![0; words * WORD]].concat()
 }
 
+/// Returns the first bytes of the calldata that records something.
 pub fn selector_of(kept: Kept) -> [u8; 4] {
     selector(kept.functions().0)
 }

@@ -120,20 +120,20 @@ pub fn fixed_gas(routes: &[Route]) -> Arc<[FixedGas]> {
     routes.iter().filter_map(fixed).collect()
 }
 
-/// Returns what the message asks for; `body` is its body.
+/// Returns what the message asks for; `body` is its body, and `route` the one that it takes.
 ///
 /// # Errors
 /// `no_route`; where the body is read, `encoding` and `too_large`, and where it is read as JSON also `undecodable`; where there
 /// is a schema `schema`; of a transaction in the body `bad_transaction`; of a call `bad_argument`, and `too_large` where its
 /// calldata would have more bytes than `most_bytes`.
 pub fn write_of(
-    routes: &[Route],
+    route: Option<&Route>,
     id: &RequestId,
     message: &Message,
     body: &Body<'_>,
     most_bytes: u64,
 ) -> Result<Write, Cause> {
-    let Some(route) = route_of(routes, message) else {
+    let Some(route) = route else {
         let kind = message.properties.kind.as_deref().unwrap_or_default();
         let detail = format!("no route is for type {kind:?} with routing key {:?}", message.first_routing_key());
         return Err(Cause::new(Reason::NoRoute, detail));
@@ -352,7 +352,7 @@ mod tests {
     }
 
     fn write_by(routes: &[Route], message: &Message) -> Result<Write, Cause> {
-        write_of(routes, &id(), message, &Body::new(message, 100), 100)
+        write_of(route_of(routes, message), &id(), message, &Body::new(message, 100), 100)
     }
 
     #[test]

@@ -59,7 +59,7 @@ impl Queues {
     pub(super) fn give_back(&mut self, mut queued: Queued) {
         queued.returns += 1;
         match self.delivery_limit.filter(|limit| queued.returns > limit.most) {
-            // Nobody misses a passage.
+            // A lost passage is sent once more.
             Some(_) if queued.is_passage() => {}
             Some(limit) => {
                 if limit.names_deaths {

@@ -258,7 +258,7 @@ mod tests {
         assert_eq!(level(201, "besu/v25.9.0/linux-x86_64/openjdk-java-21"), Level::Note);
         assert_eq!(level(5000, "Geth/v1.16.7-stable/linux-amd64/go1.25.4"), Level::Ok, "it keeps those in order");
         assert_eq!(level(17, "reth/v1.9.0"), Level::Note);
-        assert_eq!(level(100_000, "anvil/v1.5.0"), Level::Ok, "nobody knows");
+        assert_eq!(level(100_000, "anvil/v1.5.0"), Level::Ok, "it is not known");
         let told = pool(&settings(300), "node:8545", "besu/v25.9.0").to_string();
         assert!(told.contains("keeps 200") && told.contains("--tx-pool-max-future-by-sender"), "{told}");
     }

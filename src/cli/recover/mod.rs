@@ -9,7 +9,7 @@ use tokio::time::Instant;
 
 use crate::chain::follow::history::{AccountHistory, HistoryError, Patience, account_history};
 use crate::chain::{BlockTag, Chain, NodeClient};
-use crate::cli::{check_reason, exit, operator, progress_bar, say};
+use crate::cli::{address, check_reason, exit, operator, progress_bar, say};
 use crate::config::Settings;
 use crate::daemon::app;
 use crate::journal::{OperatorsJournal, RecoveredAccount, Recovery};
@@ -96,7 +96,7 @@ fn chosen_account(named: Option<&str>, settings: &Settings) -> anyhow::Result<Ad
         (None, [only]) => Ok(*only),
         (None, _) => bail!("the configuration has {} accounts; name one with --account", addresses.len()),
         (Some(named), _) => {
-            let named: Address = named.to_lowercase().parse().with_context(|| format!("{named} is no address"))?;
+            let named = address(named)?;
             match addresses.contains(&named) {
                 true => Ok(named),
                 false => bail!("{named} is no account of this configuration"),

@@ -109,11 +109,13 @@ pub fn assess(letter: &Letter, standing: &Standing) -> Answer {
         // Only the copy's arrival proves that it is safe elsewhere: the work queue may have been emptied by hand.
         _ if is_newer && same_body => Answer::SentBack,
         RequestState::Final => Answer::Written,
-        RequestState::RetryWaiting if same_body && is_copy(letter, known) => match standing.is_sent_back {
-            _ if standing.may_be_out_of_date(letter) => Answer::MaybeWritten,
-            true => Answer::OnItsWay,
-            false => Answer::LostRetry,
-        },
+        RequestState::RetryWaiting if same_body && is_copy(letter, known) => {
+            match (standing.may_be_out_of_date(letter), standing.is_sent_back) {
+                (true, _) => Answer::MaybeWritten,
+                (false, true) => Answer::OnItsWay,
+                (false, false) => Answer::LostRetry,
+            }
+        }
         RequestState::Accepted | RequestState::Writing | RequestState::RetryPending | RequestState::RetryWaiting => {
             Answer::UnderWay(known.state)
         }
@@ -283,7 +285,6 @@ mod tests {
         let conflict = letter(Some("a"), &Cause::new(Reason::IdConflict, ""), at(0));
         let maybe = letter(Some("a"), &Cause::new(Reason::MaybeWritten, ""), at(0));
         let broker = Letter { class: "broker".to_owned(), ..reverted(0) };
-        let retry = broker.clone();
         let waiting_for_next = {
             let standing = known(S::RetryWaiting, 0);
             let next = |known: Known| Known { generation: Generation { replay: 0, retry: 3 }, ..known };
@@ -313,14 +314,14 @@ mod tests {
             ("accepted", reverted(0), known(S::Accepted, 0), "under_way"),
             ("signed", reverted(0), known(S::Writing, 0), "under_way"),
             ("waits for its retry", reverted(0), known(S::RetryWaiting, 0), "under_way"),
-            ("its retry is the letter", retry.clone(), known(S::RetryWaiting, 0), "lost_retry"),
-            ("its retry, sent back", retry.clone(), sent(known(S::RetryWaiting, 0)), "on_its_way"),
-            ("its retry, in a recovery", on(60, &retry), during(known(S::RetryWaiting, 0)), "maybe_written"),
-            ("an earlier copy than its retry", retry.clone(), known(S::RetryWaiting, 1), "replayed_already"),
+            ("its retry is the letter", broker.clone(), known(S::RetryWaiting, 0), "lost_retry"),
+            ("its retry, sent back", broker.clone(), sent(known(S::RetryWaiting, 0)), "on_its_way"),
+            ("its retry, in a recovery", on(60, &broker), during(known(S::RetryWaiting, 0)), "maybe_written"),
+            ("an earlier copy than its retry", broker.clone(), known(S::RetryWaiting, 1), "replayed_already"),
             ("another copy than its retry", broker.clone(), waiting_for_next, "under_way"),
-            ("another body than its retry", retry.clone(), other(known(S::RetryWaiting, 0)), "under_way"),
-            ("its retry is not confirmed", retry.clone(), known(S::RetryPending, 0), "under_way"),
-            ("its retry is at work", retry, known(S::Writing, 0), "under_way"),
+            ("another body than its retry", broker.clone(), other(known(S::RetryWaiting, 0)), "under_way"),
+            ("its retry is not confirmed", broker.clone(), known(S::RetryPending, 0), "under_way"),
+            ("its retry is at work", broker.clone(), known(S::Writing, 0), "under_way"),
             ("another body is dead", reverted(0), other(known(S::Dead, 0)), "other_body"),
             ("the journal was lost", maybe, known(S::Dead, 0), "maybe_written"),
             ("its id is another's", conflict, known(S::Final, 0), "id_of_another"),

@@ -50,8 +50,7 @@ impl Term<'_> {
     fn count_replacements(&self, receipt: &Receipt) {
         let FinalTransaction { tx_hash, gas_used, effective_gas_price, .. } = &receipt.transaction;
         let Some(own) = self.flight.included_as(receipt.inclusion()) else { return };
-        let (first, landed) = (own.signed.first(), own.signed.iter().find(|signed| signed.raw.hash == *tx_hash));
-        let (Some(first), Some(landed)) = (first, landed) else { return };
+        let (Some(first), Some(landed)) = (own.signed.first(), own.signed_as(*tx_hash)) else { return };
         let rise = effective_gas_price.map_or(Wei(0), |paid| fee::cost_of_rise(first.fee, landed.fee, paid));
         let cost = Wei(rise.0.saturating_mul(gas_used.0.into()));
         self.context.signals.meter.inclusions.record(own.signed.len().saturating_sub(1), cost);

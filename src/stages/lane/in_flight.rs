@@ -111,8 +111,13 @@ impl InFlight {
         self.signed.iter().map(|signed| signed.raw.hash)
     }
 
+    /// Returns the signed transaction with this hash.
+    pub(super) fn signed_as(&self, hash: TxHash) -> Option<&SignedTransaction> {
+        self.signed.iter().find(|signed| signed.raw.hash == hash)
+    }
+
     pub(super) fn purpose_of(&self, hash: TxHash) -> Option<Purpose> {
-        self.signed.iter().find(|signed| signed.raw.hash == hash).map(|signed| signed.purpose)
+        self.signed_as(hash).map(|signed| signed.purpose)
     }
 
     /// Returns how many were signed for this purpose.

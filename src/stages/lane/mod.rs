@@ -42,8 +42,8 @@
 //!
 //! An operator may want a higher price for one transaction (`bump`).
 //!
-//! What an operator holds is not fetched, and what was fetched of it is dropped (`held`): the journal has it. The commit that
-//! would store something new reads the holds again.
+//! A lane fetches nothing that an operator holds, and drops what it had fetched of that (`held`): the journal has it. The commit
+//! that would store something new reads the holds again.
 //!
 //! Before anything new is signed, the account's count must be explained: `foreign_search` searches for what took nonces that
 //! the journal does not know, `takers_again` searches once more where its block left the chain, and `maybe_written` compares

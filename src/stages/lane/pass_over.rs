@@ -8,9 +8,10 @@ use crate::stages::lane::term::Term;
 impl Term<'_> {
     /// Returns why the chain asks for more than this cap of a route, while it asks for no more than the account's.
     fn above_route_cap(&self, cap: Option<Wei>) -> Option<AboveCap> {
+        let cap = cap?;
         let (fees, market) = (self.tuning().fees, self.view.market()?);
         fees.quote(&market).ok()?;
-        fees.capped(Some(cap?)).quote(&market).err()
+        fees.capped(Some(cap)).quote(&market).err()
     }
 
     /// Passes over what was fetched and costs more than its route offers.

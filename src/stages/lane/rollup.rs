@@ -41,28 +41,31 @@ impl Term<'_> {
     }
 
     async fn ask_oracles(&self, oracles: Vec<Oracle>, head: BlockNumber) -> Asked {
-        let mut asked = Asked::NoOracle;
+        let mut is_silent = false;
         for oracle in oracles {
             match self.ask_oracle(oracle, head).await {
-                Ok(answers) => return Asked::Answers(oracle, answers),
-                Err(true) => {}
-                Err(false) => asked = Asked::Silence,
+                answers @ Asked::Answers(..) => return answers,
+                Asked::NoOracle => {}
+                Asked::Silence => is_silent = true,
             }
         }
-        asked
+        if is_silent { Asked::Silence } else { Asked::NoOracle }
     }
 
-    /// Fails with whether it was the chain that did not say, and not an endpoint that did not answer.
-    async fn ask_oracle(&self, oracle: Oracle, head: BlockNumber) -> Result<[Wei; 2], bool> {
+    async fn ask_oracle(&self, oracle: Oracle, head: BlockNumber) -> Asked {
         let mut fees = [Wei(0); 2];
         for (fee, bytes) in fees.iter_mut().zip(PROBES) {
             let data = Bytes::from(oracle.question(bytes));
             let call = Call { from: self.account(), to: oracle.contract, value: Wei(0), data };
             let answer = self.context.hear(self.context.chain.call(&call, head)).await;
-            let answer = answer.map_err(|error| self.has_run(&error))?;
-            *fee = Oracle::answer(&answer).ok_or(true)?;
+            match answer.map(|data| Oracle::answer(&data)) {
+                Ok(Some(answer)) => *fee = answer,
+                Ok(None) => return Asked::NoOracle,
+                Err(error) if self.has_run(&error) => return Asked::NoOracle,
+                Err(_) => return Asked::Silence,
+            }
         }
-        Ok(fees)
+        Asked::Answers(oracle, fees)
     }
 
     /// Returns whether the node ran the call: there is no such contract, or it knows no such function.
@@ -74,13 +77,9 @@ impl Term<'_> {
     /// Learns what a transaction of ours cost for L1.
     pub(super) fn record_l1_cost(&mut self, receipt: &Receipt) {
         let Some(fee) = receipt.transaction.l1.fee else { return };
-        let landed = self.flight.included_as(receipt.inclusion());
-        let bytes = landed.and_then(|own| {
-            let hash = receipt.transaction.tx_hash;
-            own.signed.iter().find(|signed| signed.raw.hash == hash).map(|signed| signed.raw.bytes.len() as u64)
-        });
-        if let Some(bytes) = bytes {
-            self.rollup.record_receipt(bytes, fee);
+        let own = self.flight.included_as(receipt.inclusion());
+        if let Some(landed) = own.and_then(|own| own.signed_as(receipt.transaction.tx_hash)) {
+            self.rollup.record_receipt(landed.raw.bytes.len() as u64, fee);
         }
     }
 }

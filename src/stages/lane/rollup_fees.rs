@@ -13,7 +13,7 @@ const ASKED: Duration = Duration::from_secs(60);
 /// Says how the chain shows what it asks for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 enum Source {
-    /// None was asked.
+    /// No oracle was asked yet.
     #[default]
     Unknown,
     /// The chain has no oracle that is known.
@@ -62,7 +62,7 @@ impl RollupFees {
         }
     }
 
-    /// Learns from the receipt of a transaction of so many bytes.
+    /// Records the fee of a transaction with so many bytes, which counts where the chain has no oracle.
     pub(super) fn record_receipt(&mut self, bytes: u64, fee: Wei) {
         if !matches!(self.source, Source::Oracle(_)) {
             self.fees = Some(L1Fees::of_receipt(bytes, fee));

@@ -3,7 +3,6 @@
 use std::time::Duration;
 
 use crate::chain::{ChainError, OnTop};
-
 use crate::model::{Gas, Order};
 use crate::simulation::fakes::refusal;
 use crate::stages::lane::held_tests::{bench, estimate, failures, held, paused, signed, take_in, work};
@@ -118,7 +117,7 @@ async fn a_chain_of_calls_is_signed_in_its_order() {
     assert_eq!(failures(&mut bench), []);
 }
 
-/// What has passed it, or is about to, may be what the next one needs.
+/// The next one may need what has passed it, or is about to.
 #[tokio::test(start_paused = true)]
 async fn what_is_behind_one_that_is_being_run_waits_for_its_outcome() {
     let bench = bench(RICH, &[("a", 0), ("b", 0), ("c", 0)]).await;
@@ -142,7 +141,7 @@ async fn a_wait_is_bounded_and_an_outage_does_not_end_it_in_a_failure() {
     work(&mut term, 500).await;
     bench.chain.change(|state| state.is_away = true);
     work(&mut term, 1000).await;
-    assert_eq!(term.queue.aside().len(), 1, "nobody can say anything of it");
+    assert_eq!(term.queue.aside().len(), 1, "no node can say anything of it");
     bench.chain.change(|state| (state.is_away, state.head) = (false, state.head + 1));
     work(&mut term, 60).await;
     assert_eq!(term.queue.aside().len(), 0);
@@ -151,7 +150,7 @@ async fn a_wait_is_bounded_and_an_outage_does_not_end_it_in_a_failure() {
     assert!(matches!(failed.as_slice(), [(_, reason, _)] if reason == "rejected.reverted"), "{failed:?}");
 }
 
-/// What was left out of a simulation may be what it needs.
+/// It may need what was left out of the simulation.
 #[tokio::test(start_paused = true)]
 async fn a_revert_on_top_of_some_of_many_is_no_verdict() {
     let names = "0123456789abcdefghijklmnopqrstuvwxyzABCD";
@@ -189,8 +188,8 @@ async fn what_waits_can_be_cancelled() {
     let mut bench = with_one_open(None).await;
     let mut term = filled(&bench).await;
     assert_eq!(term.queue.aside().len(), 1);
-    let command = Order::new("ops", "wrong");
-    bench.set.journal.cancel(&crate::journal::contract::id("needs"), command).await.unwrap();
+    let order = Order::new("ops", "wrong");
+    bench.set.journal.cancel(&crate::journal::contract::id("needs"), order).await.unwrap();
     work(&mut term, 5).await;
     assert_eq!((term.queue.aside().len(), signed(&term)), (0, vec!["first".to_owned()]));
     drop(term);
