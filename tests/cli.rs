@@ -132,7 +132,7 @@ fn all_faults_of_a_configuration_come_at_once_with_their_keys() {
          [retry]\nmax_attempts = 101\nmultiplier = 0.5\ninitial_delay = \"1h\"\nmax_delay = \"1m\"\n\
          [chain]\nendpoints = []\nfinality = \"soon\"\nmax_lag = 0\nmax_head_age = \"0s\"\n\
          [chain.errors]\nrefused = [\"no\"]\npool_full = [\"\"]\nsyncing = 3\nunderpriced = [\"NO\"]\nfull = [\"a\"]\n\
-         [write]\ngas = 20999\nvalue = \"much\"\n\
+         [write]\ngas = 11999\nvalue = \"much\"\n\
          [fees]\nmode = \"cheap\"\n\
          [journal]\nurl = \"sqlite:\"\n\
          [lease]\nttl = \"1s\"\n\
@@ -404,8 +404,7 @@ fn logs_and_connection_errors_do_not_repeat_secrets() {
         let checked = home.run(&["check", "--connect"]);
         checked.is(69, &["fail  ", &format!("127.0.0.1:{port}")]);
         checked.lacks(&[PASSWORD, API_KEY]);
-        let log =
-            run_until(&home, |log| log.contains("session with the broker ended") && log.contains("the lane pauses"));
+        let log = run_until(&home, |log| log.contains("the broker cannot be used") && log.contains("the lane pauses"));
         Ran { code: 0, text: log }.lacks(&[PASSWORD, API_KEY, &KEY[2..]]);
     }
 }
