@@ -105,7 +105,9 @@ async fn an_invalid_file_changes_nothing_and_a_valid_one_what_is_safe() {
     let mended = stage.config().with("fees", "max_fee = \"100 gwei\"").with("log", "level = \"debug\"");
     home.configure(&mended.with("broker", "prefetch = 7"));
     worker.signal("HUP");
-    wait_log(&worker, "changes are taken over keys=\"fees.max_fee, log.level\"").await;
+    for key in ["fees.max_fee", "log.level"] {
+        wait_log(&worker, &format!("this change is taken over key=\"{key}\"")).await;
+    }
     let needs_restart = "these changes need a restart, and stay as they were until then keys=\"broker.prefetch\"";
     wait_log(&worker, needs_restart).await;
     stage.wait_empty(QUEUE).await;
