@@ -82,7 +82,9 @@ impl NodeClient {
             if hash == Some(signed.item.hash) { Ok(()) } else { Err(endpoint.nonsense(format!("hash {answer}"))) }
         };
         let answers: Vec<_> = transactions.iter().zip(answers).map(read).collect();
-        endpoint.record(&first_failure(&answers).map_or(Ok(()), |failure| Err(failure.clone())));
+        let failure: Result<()> = first_failure(&answers).map_or(Ok(()), |failure| Err(failure.clone()));
+        // Bytes that an endpoint fails at, and only those, hold up no other account.
+        endpoint.record_call(&failure, self.endpoints.chain_id()).await;
         let is_about_itself = |answer: &Result<()>| {
             matches!(meaning(&self.errors, answer), SendMeaning::Syncing | SendMeaning::WrongChain)
         };

@@ -81,6 +81,21 @@ impl ChainError {
         }
     }
 
+    /// Returns true where the error looks like one of the endpoint, and may be about the call all the same: if the endpoint
+    /// answers other calls meanwhile, it is.
+    pub fn may_be_of_call(&self) -> bool {
+        match self {
+            Self::Unreachable { .. } | Self::Denied { .. } | Self::NoStatus { .. } | Self::Nonsense { .. } => true,
+            Self::NoState { .. }
+            | Self::RateLimited { .. }
+            | Self::Syncing { .. }
+            | Self::Lagging { .. }
+            | Self::WrongChain { .. }
+            | Self::Unconfirmed { .. }
+            | Self::Node { .. } => false,
+        }
+    }
+
     /// Returns why a lane pauses after this error of a call that must succeed.
     pub fn pause_reason(&self) -> PauseReason {
         match self {

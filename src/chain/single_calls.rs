@@ -36,14 +36,7 @@ impl Endpoint {
     /// Records the answer to one call. What fails a call and still serves its chain is not rested: the failure is this call's.
     pub(super) async fn record_call<T>(&self, answer: &Result<T>, chain_id: u64) {
         match answer {
-            Err(
-                failure @ (ChainError::Unreachable { .. }
-                | ChainError::Denied { .. }
-                | ChainError::NoStatus { .. }
-                | ChainError::Nonsense { .. }),
-            ) if self.still_serves(chain_id).await => {
-                self.warn_of_call(failure);
-            }
+            Err(failure) if failure.may_be_of_call() && self.still_serves(chain_id).await => self.warn_of_call(failure),
             answer => self.record(answer),
         }
     }

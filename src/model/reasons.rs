@@ -321,6 +321,9 @@ explained!(
         PriceStuck = "price_stuck",
             "a transaction offers too little, and its price cannot rise",
             "raise `fees.max_fee`, wait, or cancel the request";
+        TransactionStuck = "transaction_stuck",
+            "the lowest transaction gets into no block, and neither a higher price nor a cancellation would change that",
+            "read the detail: name an endpoint whose pool has room, or that produces blocks for this account";
         NonceHeld = "nonce_held",
             "a foreign transaction of the account waits at the nonce, and `fees.max_fee` does not replace it",
             "raise that, or wait until it is in a block; give the worker a key of its own";
@@ -359,6 +362,7 @@ impl PauseReason {
             | Self::JournalIsBehind
             | Self::Refused
             | Self::PriceStuck
+            | Self::TransactionStuck
             | Self::NonceHeld
             | Self::GapTooLong => false,
         }
@@ -366,7 +370,7 @@ impl PauseReason {
 
     /// A signed transaction holds up all behind it. What is behind it could not land, so nothing more is signed.
     pub fn is_stuck(self) -> bool {
-        matches!(self, Self::Refused | Self::PriceStuck | Self::NonceHeld)
+        matches!(self, Self::Refused | Self::PriceStuck | Self::TransactionStuck | Self::NonceHeld)
     }
 }
 

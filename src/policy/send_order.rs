@@ -1,5 +1,6 @@
 //! Whether a node takes the transactions of a batch in their order. Most do. Some run the calls of a batch beside each other, so
-//! that one that comes before its turn is refused or dropped: they get one transaction at a time.
+//! that one that comes before its turn is refused or dropped: they get one transaction at a time. So do all others, after a batch
+//! that failed as a whole, to show which transaction it failed for.
 
 use std::time::Duration;
 
@@ -19,6 +20,8 @@ enum State {
         head: Option<BlockNumber>,
         has_passed: bool,
     },
+    /// A round failed as a whole: one at a time until a node takes one.
+    Apart,
     /// Until then.
     Single(Instant),
 }
@@ -37,7 +40,7 @@ impl SendOrder {
     pub fn is_single(&self, now: Instant) -> bool {
         match self.0 {
             State::Batches => false,
-            State::Trial { .. } => true,
+            State::Trial { .. } | State::Apart => true,
             State::Single(until) => now < until,
         }
     }
@@ -51,10 +54,19 @@ impl SendOrder {
         self.0 = State::Trial { head, has_passed: false };
     }
 
-    /// A node takes alone what it refused in a round.
+    /// A round has failed as a whole.
+    pub fn take_apart(&mut self) {
+        if self.0 == State::Batches {
+            self.0 = State::Apart;
+        }
+    }
+
+    /// A node takes alone what it refused or failed at in a round.
     pub fn pass(&mut self) {
-        if let State::Trial { has_passed, .. } = &mut self.0 {
-            *has_passed = true;
+        match &mut self.0 {
+            State::Trial { has_passed, .. } => *has_passed = true,
+            State::Apart => self.0 = State::Batches,
+            State::Batches | State::Single(_) => {}
         }
     }
 
@@ -74,7 +86,7 @@ impl SendOrder {
                 self.0 = State::Batches;
                 false
             }
-            State::Batches | State::Trial { .. } | State::Single(_) => false,
+            State::Batches | State::Apart | State::Trial { .. } | State::Single(_) => false,
         }
     }
 
@@ -94,6 +106,15 @@ mod tests {
 
     fn is_single(order: &SendOrder) -> bool {
         order.is_single(Instant::now())
+    }
+
+    #[test]
+    fn after_a_round_that_failed_as_a_whole_single_sends_last_until_one_is_taken() {
+        let mut order = SendOrder::default();
+        order.take_apart();
+        assert!(is_single(&order) && !order.is_on_trial() && !order.settle(HEAD, Instant::now()));
+        order.pass();
+        assert!(!is_single(&order));
     }
 
     #[tokio::test(start_paused = true)]

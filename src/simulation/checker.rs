@@ -117,7 +117,12 @@ impl World {
             else {
                 continue;
             };
+            let is_passed_over = |hash| {
+                let known = self.ledger.known.get(&hash);
+                known.is_some_and(|known| Body::any(&known.data, Behaviour::Unmined))
+            };
             let helps = record.bumped.contains(&signed.hash)
+                || is_passed_over(before.signed.hash)
                 || self.checker.cheap.contains(&before.signed.hash)
                 || self.checker.dropped.contains_key(&before.signed.hash)
                 || before.fee.ceiling().0 < self.checker.highest_base_fee * 9 / 8;
@@ -155,7 +160,8 @@ impl World {
                 said.is_some_and(|said| said.iter().any(|text| detail.contains(text.as_str())))
             })
         });
-        if !is_said && !detail.contains("dropped it each time") {
+        let is_of_no_words = ["dropped it each time", "blocks passed it over", "failed at this transaction each time"];
+        if !is_said && !is_of_no_words.iter().any(|words| detail.contains(words)) {
             self.violated(format!("{id} is refused, and its letter says: {detail}"));
         }
     }

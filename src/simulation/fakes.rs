@@ -244,6 +244,8 @@ pub(crate) struct FakeChainState {
     pub(crate) longest_range: Option<u64>,
     /// What the node refuses, with its text.
     pub(crate) refused: BTreeMap<TxHash, String>,
+    /// What the node fails at as in an outage, with all that is in the same round, while it answers other calls.
+    pub(crate) denies: Option<fn(Offer) -> bool>,
     /// What the node refuses of all the rest, with its text.
     pub(crate) refuses: Option<fn(Offer) -> Option<&'static str>>,
     /// What the node's pool has, by nonce, and what it keeps.
@@ -545,6 +547,12 @@ impl Chain for FakeChain {
         });
         tokio::time::sleep(latency).await;
         self.change(|state| {
+            let mut offers = transactions.iter().filter_map(|signed| Offer::read(&signed.item.bytes));
+            if state.denies.is_some_and(|denies| offers.any(denies)) {
+                let denied =
+                    || ChainError::Denied { endpoint: "fake".to_owned(), status: 403, said: "forbidden".to_owned() };
+                return transactions.iter().map(|_| Err(denied())).collect();
+            }
             let mut answers: Vec<_> = transactions.iter().map(|_| Ok(())).collect();
             let mut order: Vec<_> = answers.iter_mut().zip(transactions).collect();
             if state.pool_rules.shuffles {

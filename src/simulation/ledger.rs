@@ -346,7 +346,8 @@ impl Ledger {
             let transaction = &self.known[hash];
             let pays = transaction.fee.ceiling().0 >= self.base_fee && !self.broke.contains(sender);
             let waits = transaction.data == b"held"[..]
-                && self.held.get(&(*sender, *nonce)).is_some_and(|until_ms| now_ms < *until_ms);
+                && self.held.get(&(*sender, *nonce)).is_some_and(|until_ms| now_ms < *until_ms)
+                || Body::any(&transaction.data, Behaviour::Unmined);
             if *nonce == count && pays && !waits && transactions.len() < most {
                 next.insert(*sender, Nonce(count.0 + 1));
                 let runs = Body::all(&transaction.data).iter().all(|body| body.behaviour.runs_on_chain(now_ms))

@@ -107,10 +107,15 @@ impl SimNodes {
 }
 
 /// What a node does with bytes, whoever still waits for its answer.
+/// What a node says to [`Behaviour::Denied`].
+const DENIED: &str = "403 Forbidden";
+
 fn accept(world: &mut World, transactions: &[RawTransaction]) -> Vec<Result<()>> {
     let accept_one = |world: &mut World, signed: &RawTransaction| {
+        let is_denied = decode(&signed.bytes).is_some_and(|sent| Body::any(&sent.data, Behaviour::Denied));
         let accepted = match world.weather.refuses_all {
             Some(words) => Err(words.text().to_owned()),
+            None if is_denied => Err(DENIED.to_owned()),
             None => world.ledger.accept(&signed.bytes),
         };
         // What it drops at once no block has passed over.
@@ -122,8 +127,15 @@ fn accept(world: &mut World, transactions: &[RawTransaction]) -> Vec<Result<()>>
         }
         let text = accepted.as_ref().map_or_else(Clone::clone, |_| "ok".to_owned());
         world.note(format!("a node gets {}: {text}", signed.hash));
-        accepted.map(|_| ()).map_err(refusal)
+        accepted.map(|_| ()).map_err(|text| if is_denied { unreachable(&text) } else { refusal(text) })
     };
+    // A firewall before the node fails all that comes in one piece.
+    let stops_all = |body: Body| body.behaviour == Behaviour::Denied && body.number() % 2 == 0;
+    let mut bodies =
+        transactions.iter().filter_map(|signed| decode(&signed.bytes)).flat_map(|sent| Body::all(&sent.data));
+    if bodies.any(stops_all) {
+        return transactions.iter().map(|_| Err(unreachable(DENIED))).collect();
+    }
     let mut answers: Vec<_> = transactions.iter().map(|_| Ok(())).collect();
     let mut order: Vec<_> = transactions.iter().zip(&mut answers).collect();
     if world.ledger.pool_rules.is_some_and(|rules| rules.shuffles) {

@@ -12,6 +12,7 @@ use crate::simulation::ledger::Ledger;
 use crate::simulation::nodes::SimNodes;
 use crate::simulation::settings::RunSettings;
 use crate::simulation::store::{RequestRow, Store};
+use crate::simulation::workload::{Behaviour, Body};
 use crate::simulation::world::{Shared, World};
 
 /// The operator sees a pause after so many milliseconds.
@@ -53,7 +54,10 @@ impl Copies {
     }
 }
 
+/// What no block takes leaves a gap, sooner or later: an operator replaces it.
 fn drop_what_follows_a_gap(ledger: &mut Ledger) {
+    let is_left = |body: &Body| matches!(body.behaviour, Behaviour::Dropped | Behaviour::Unmined);
+    ledger.pool.retain(|_, hash| !Body::all(&ledger.known[hash].data).iter().any(is_left));
     let accounts: BTreeSet<_> = ledger.pool.keys().map(|(account, _)| *account).collect();
     for account in accounts {
         let end = ledger.pending(account);

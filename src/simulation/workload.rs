@@ -46,6 +46,10 @@ pub(super) enum Behaviour {
     Unsimulated,
     /// No node ever answers its simulation, nor any call beside it.
     Hangs,
+    /// Nodes fail at its transaction as in an outage, and answer every other call.
+    Denied,
+    /// Pools keep it, and no block takes it at any price.
+    Unmined,
 }
 
 /// How a node refuses.
@@ -86,9 +90,11 @@ impl Behaviour {
 
     /// What no run has by itself: a request that may stop all others of its account.
     pub(super) fn draw_poison(rng: &mut Rng) -> Self {
-        match rng.u8(0..3) {
+        match rng.u8(0..5) {
             0 => Self::Costly,
             1 => Self::Unsimulated,
+            2 => Self::Denied,
+            3 => Self::Unmined,
             _ => Self::Hangs,
         }
     }
@@ -105,7 +111,7 @@ impl Behaviour {
     pub(super) fn runs_in_simulation(self, now_ms: u64) -> bool {
         match self {
             Self::Runs | Self::Later(_) | Self::RevertsOnChain | Self::RevertsOnChainUntil(_) => true,
-            Self::Refused(_) | Self::Dropped | Self::Costly => true,
+            Self::Refused(_) | Self::Dropped | Self::Costly | Self::Denied | Self::Unmined => true,
             Self::Reverts | Self::Unsimulated | Self::Hangs => false,
             Self::RevertsUntil(end) => now_ms >= end,
         }
@@ -114,7 +120,7 @@ impl Behaviour {
     pub(super) fn runs_on_chain(self, now_ms: u64) -> bool {
         match self {
             Self::Runs | Self::Later(_) | Self::Refused(_) | Self::Dropped => true,
-            Self::Costly | Self::Unsimulated | Self::Hangs => true,
+            Self::Costly | Self::Unsimulated | Self::Hangs | Self::Denied | Self::Unmined => true,
             Self::Reverts | Self::RevertsOnChain => false,
             Self::RevertsUntil(end) | Self::RevertsOnChainUntil(end) => now_ms >= end,
         }
@@ -148,6 +154,11 @@ impl Body {
         NOT_SIMULATED.into_iter().cycle().nth(usize::try_from(self.number() % 3).unwrap_or(0)).filter(|_| is_it)
     }
 
+    /// Whether calldata is of one that behaves so.
+    pub(super) fn any(data: &[u8], behaviour: Behaviour) -> bool {
+        Self::all(data).iter().any(|body| body.behaviour == behaviour)
+    }
+
     pub(super) fn text(&self) -> String {
         let (word, until) = match self.behaviour {
             Behaviour::Runs => ("runs", 0),
@@ -161,6 +172,8 @@ impl Body {
             Behaviour::Costly => ("costly", 0),
             Behaviour::Unsimulated => ("unsimulated", 0),
             Behaviour::Hangs => ("hangs", 0),
+            Behaviour::Denied => ("denied", 0),
+            Behaviour::Unmined => ("unmined", 0),
         };
         // A JSON document, since routes may read it.
         format!("\"{}/{word}/{until}/{}\"", self.id, self.version)
@@ -213,6 +226,8 @@ impl Body {
             "costly" => Behaviour::Costly,
             "unsimulated" => Behaviour::Unsimulated,
             "hangs" => Behaviour::Hangs,
+            "denied" => Behaviour::Denied,
+            "unmined" => Behaviour::Unmined,
             _ => return None,
         };
         Some(Self { id, behaviour, version })

@@ -12,6 +12,7 @@ use crate::policy::refusals::{Lack, Lasting};
 use crate::stages::lane::RESEND_UNKNOWN;
 use crate::stages::lane::in_flight::InFlight;
 use crate::stages::lane::learnt::{SIGNED_PER_NONCE, cause_of, corrected_gas};
+use crate::stages::lane::overdue::has_been_raised_enough;
 use crate::stages::lane::pool_status::{Holder, PoolStatus};
 use crate::stages::lane::refusal::{Refusal, RefusalKind};
 use crate::stages::lane::term::Term;
@@ -26,6 +27,8 @@ pub(super) enum Care {
     Wait,
     Send,
     Replace(Replacement),
+    /// What was signed before for this purpose goes out again.
+    Switch(Purpose),
 }
 
 /// The next signed transaction of a nonce.
@@ -65,6 +68,7 @@ enum Price {
 enum Need {
     Nothing,
     Cancel(Cause),
+    Switch(Purpose),
     /// The cancellation takes other gas.
     Correct(Gas),
     Price(Price),
@@ -93,7 +97,8 @@ impl Canary {
 
     /// Goes on to those behind it.
     pub(super) fn pass(&mut self, own: &InFlight) {
-        self.is_open |= Self::is_one(own) && matches!(own.pool, PoolStatus::Unknown | PoolStatus::Refused);
+        let is_or_was_one = Self::is_one(own) || own.has_failed_cancellation();
+        self.is_open |= is_or_was_one && matches!(own.pool, PoolStatus::Unknown | PoolStatus::Refused);
     }
 
     /// Returns whether one more may be cancelled; counts as its cancellation.
@@ -116,17 +121,18 @@ impl Term<'_> {
         canary: &mut Canary,
     ) -> (Care, Option<Stuck>) {
         if self.view.height().is_none() || transaction.pool == PoolStatus::NonceUsed {
-            return (Care::Wait, None);
+            return (Care::Wait, self.stuck_in_silence(place, transaction));
         }
         // Without blocks no other transaction would do better, and what nodes refuse they may refuse for being stuck.
         let need =
             if self.gate.is_head_stale() { Need::Nothing } else { self.need_of(place, transaction, market, canary) };
         let stuck = match need {
-            Need::Nothing => None,
+            Need::Nothing => self.stuck_in_silence(place, transaction),
             Need::Cancel(cause) => {
                 let cancellation = self.cancellation(transaction, Some(cause), market);
                 return (Care::Replace(cancellation), None);
             }
+            Need::Switch(purpose) => return (Care::Switch(purpose), None),
             Need::Correct(gas) => {
                 let cause = transaction.cancel_cause.clone();
                 return (Care::Replace(Replacement { gas, ..self.cancellation(transaction, cause, market) }), None);
@@ -139,7 +145,12 @@ impl Term<'_> {
                         return (Care::Replace(self.cancellation(transaction, Some(cause), market)), None);
                     }
                     Some(_) => None,
-                    None => Some(stuck),
+                    None => match self.cause_of_passing_over(place, transaction, market) {
+                        Some(cause) => {
+                            return (Care::Replace(self.cancellation(transaction, Some(cause), market)), None);
+                        }
+                        None => Some(stuck),
+                    },
                 },
             },
             Need::Person(stuck) => Some(stuck),
@@ -156,19 +167,39 @@ impl Term<'_> {
     fn need_of(&self, place: usize, transaction: &InFlight, market: &Market, canary: &mut Canary) -> Need {
         if transaction.is_cancelling() {
             if let Some(refusal) = &transaction.refusal {
-                return self.need_of_refused_cancellation(transaction, refusal, market);
+                // The account as a whole is refused, or an outage is of all broadcasts: that is no fault of the request.
+                let is_of_account = refusal.kind.may_be_of_account() && transaction.wanted_cause().is_none();
+                return if is_of_account && !transaction.is_being_sent() {
+                    Need::Switch(Purpose::Write)
+                } else {
+                    self.need_of_refused_cancellation(transaction, refusal, market)
+                };
             }
         } else if let Some(cause) = transaction.wanted_cause() {
             return Need::Cancel(cause.clone());
-        } else if let Some(refusal) = transaction.final_refusal(self.tuning().refused_after, Instant::now())
+        } else if let Some(refusal) = transaction.final_refusal(self.patience_with(transaction), Instant::now())
             && canary.allows()
         {
-            return Need::Cancel(cause_of(refusal, transaction));
+            return if transaction.has_failed_cancellation() && refusal.kind.may_be_of_account() {
+                Need::Switch(Purpose::Cancel)
+            } else {
+                Need::Cancel(cause_of(refusal, transaction))
+            };
         }
         if transaction.is_being_sent() {
             return Need::Nothing;
         }
+        if has_been_raised_enough(transaction)
+            && let Some(cause) = self.cause_of_passing_over(place, transaction, market)
+        {
+            return Need::Cancel(cause);
+        }
         self.need_of_price(place, transaction, market).map_or(Need::Nothing, Need::Price)
+    }
+
+    /// Returns how long a refusal is waited for: longer each time that nodes took the cancellation no more than the write.
+    fn patience_with(&self, transaction: &InFlight) -> Duration {
+        self.tuning().refused_after.saturating_mul(1 << transaction.failed_cancellations.min(10))
     }
 
     /// A price changes only for a reason that another price cures: lack of room is none.
@@ -197,7 +228,7 @@ impl Term<'_> {
         price.or_else(|| is_late().then_some(Price::Raised))
     }
 
-    fn was_passed_over(&self, transaction: &InFlight) -> bool {
+    pub(super) fn was_passed_over(&self, transaction: &InFlight) -> bool {
         let head = self.view.height().map_or(0, |head| head.0);
         let blocks = transaction.waits_since.map_or(0, |since| head.saturating_sub(since.0));
         let tuning = self.tuning();
@@ -214,7 +245,9 @@ impl Term<'_> {
             return Err(stuck_price(transaction, "no more are signed for one nonce"));
         }
         let fee = match price {
-            Price::Raised => fees.replacement(newest.fee, market),
+            Price::Raised => {
+                fees.replacement(newest.fee, market).filter(|fee| self.leaves_room(transaction, *fee, market))
+            }
             Price::Lacking(lack) => fees.raised(newest.fee, market, lack),
             Price::Over(holder) => fees.replacement(over(newest.fee, holder), market),
             Price::Below(most) => FeeRules::within(newest.fee, self.gas_of(transaction), most, market),

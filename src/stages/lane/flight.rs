@@ -249,6 +249,20 @@ impl Flight {
         Some(Heard::Meaning(meaning, text))
     }
 
+    /// Sends again what was signed before for this purpose.
+    pub(super) fn switch(&mut self, nonce: Nonce, purpose: Purpose) {
+        if let Some(transaction) = self.by_nonce.get_mut(&nonce) {
+            transaction.switch_to(purpose);
+        }
+    }
+
+    /// Records that nodes failed at the newest of this nonce as in an outage, and whether they answer other calls.
+    pub(super) fn record_failure(&mut self, nonce: Nonce, text: &str, others_answered: bool) {
+        if let Some(transaction) = self.by_nonce.get_mut(&nonce) {
+            transaction.record_failure(text, others_answered, Instant::now());
+        }
+    }
+
     pub(super) fn record_head(&mut self, head: BlockNumber, count: Nonce) {
         self.by_nonce.values_mut().for_each(|transaction| transaction.record_head(head, count));
     }

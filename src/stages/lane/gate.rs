@@ -247,6 +247,7 @@ impl Gate {
             | PauseReason::FeeAboveCap
             | PauseReason::Refused
             | PauseReason::PriceStuck
+            | PauseReason::TransactionStuck
             | PauseReason::NonceHeld
             | PauseReason::GapTooLong => false,
         })
@@ -413,6 +414,7 @@ mod tests {
             (R::SignerUnavailable, false, false),
             (R::Refused, false, false),
             (R::PriceStuck, false, false),
+            (R::TransactionStuck, false, false),
             (R::NonceHeld, false, false),
             (R::GapTooLong, false, false),
         ];

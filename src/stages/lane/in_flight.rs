@@ -48,6 +48,10 @@ pub(super) struct InFlight {
     has_seen_block: bool,
     /// The account is not past any nonce before it: it can be in the next block.
     is_next: bool,
+    /// When the account first was past all before it. A replacement does not change that.
+    next_since: Option<Instant>,
+    /// What a node said when it took it only after others.
+    pub(super) held_back_for: String,
     /// Since when nodes take it and have lost it by the next time, and how often.
     drops: Option<(Instant, u32)>,
     /// A node had one of ours at this nonce.
@@ -59,6 +63,8 @@ pub(super) struct InFlight {
     pub(super) has_raised_tip: bool,
     /// The gas of the newest cancellation, where this term has signed it.
     pub(super) cancel_gas: Option<Gas>,
+    /// How often nodes took the cancellation no more than the write.
+    pub(super) failed_cancellations: u32,
     /// Why it is to be cancelled, or is. It outlives what nodes say of the cancellation.
     pub(super) cancel_cause: Option<Cause>,
 }
@@ -80,12 +86,15 @@ impl InFlight {
             waits_from: now,
             has_seen_block: false,
             is_next: false,
+            next_since: None,
+            held_back_for: String::new(),
             drops: None,
             was_taken: false,
             holder: None,
             was_unpaid: false,
             has_raised_tip: false,
             cancel_gas: None,
+            failed_cancellations: 0,
             cancel_cause: None,
         }
     }
@@ -143,15 +152,41 @@ impl InFlight {
             self.cancel_cause = signed.cause.clone().or_else(|| self.cancel_cause.take());
         }
         self.signed.push(signed);
-        // What nodes drop at one price they may drop at the next.
-        if !self.is_dropped() {
+        // What nodes drop, or refuse for another reason than its price, they may drop or refuse at the next price too.
+        let is_same =
+            self.refusal.as_ref().is_some_and(|refusal| refusal.kind.outlives_price()) && !self.is_cancelling();
+        if !self.is_dropped() && !is_same {
             self.pool = PoolStatus::Unknown;
             self.refusal = None;
         }
+        self.begin_waiting();
+    }
+
+    fn begin_anew(&mut self) {
+        self.pool = PoolStatus::Unknown;
+        self.refusal = None;
+        self.begin_waiting();
+    }
+
+    fn begin_waiting(&mut self) {
         self.holder = None;
         self.sending = Sending::Due;
         self.signed_since = Instant::now();
         (self.waits_since, self.has_seen_block) = (None, false);
+    }
+
+    /// Sends again what was signed before for this purpose. The journal has it, and every hash stays watched.
+    pub(super) fn switch_to(&mut self, purpose: Purpose) {
+        if let Some(place) = self.signed.iter().rposition(|signed| signed.purpose == purpose) {
+            self.signed[place..].rotate_left(1);
+            self.failed_cancellations += u32::from(purpose == Purpose::Write);
+            self.begin_anew();
+        }
+    }
+
+    /// Returns whether nodes took its cancellation no more than the write, which is sent again since then.
+    pub(super) fn has_failed_cancellation(&self) -> bool {
+        !self.is_cancelling() && self.count_of(Purpose::Cancel) > 0
     }
 
     pub(super) fn begin_sending(&mut self) {
@@ -247,6 +282,12 @@ impl InFlight {
         self.waits_from.elapsed()
     }
 
+    /// Returns whether it has been next for so long, with any price, and blocks came meanwhile.
+    pub(super) fn has_been_next_for(&self, patience: Duration, head: BlockNumber) -> bool {
+        let blocks = self.waits_since.map_or(0, |since| head.0.saturating_sub(since.0));
+        blocks > 0 && self.next_since.is_some_and(|since| since.elapsed() >= patience)
+    }
+
     /// Returns the refusal that a cancellation ends.
     pub(super) fn final_refusal(&self, patience: Duration, now: Instant) -> Option<&Refusal> {
         self.refusal.as_ref().filter(|refusal| refusal.is_final(patience, now))
@@ -300,19 +341,32 @@ impl InFlight {
                 self.record_refusal(kind, text, now);
             }
             SendMeaning::Unknown => self.record_refusal(RefusalKind::Unknown, text, now),
+            // The chain may refuse the account, or what this one calls: its cancellation shows which.
+            SendMeaning::NotPermitted => self.record_refusal(RefusalKind::NotPermitted, text, now),
             SendMeaning::NonceTooHigh | SendMeaning::PoolFull => {
                 debug!(tx.nonce = %self.nonce, answer = text, "the node takes it after others");
                 // The balance may have been wrong when a node said that, and this answer does not repeat it.
                 self.forgive_unpaid();
                 if self.refusal.is_none() {
                     self.pool = PoolStatus::HeldBack;
+                    text.clone_into(&mut self.held_back_for);
                 }
             }
             SendMeaning::InsufficientFunds
-            | SendMeaning::NotPermitted
             | SendMeaning::Syncing
             | SendMeaning::WrongChain
             | SendMeaning::RateLimited => debug!(tx.nonce = %self.nonce, answer = text, "the node takes it later"),
+        }
+    }
+
+    /// Records that nodes failed at the newest as in an outage. While they answer other calls (`others_answered`) the fault may
+    /// be its own, so it counts as a refusal.
+    pub(super) fn record_failure(&mut self, text: &str, others_answered: bool, now: Instant) {
+        if others_answered && matches!(self.pool, PoolStatus::Unknown | PoolStatus::Refused) {
+            self.record_refusal(RefusalKind::Unanswered, text, now);
+        } else if !others_answered && self.refusal.take_if(|refusal| refusal.kind == RefusalKind::Unanswered).is_some()
+        {
+            self.pool = PoolStatus::Unknown;
         }
     }
 
@@ -333,7 +387,9 @@ impl InFlight {
 
     fn log_refusal(&self, kind: RefusalKind, text: &str) {
         let (request, nonce) = (&self.payload.requests.first.id, self.nonce);
-        if self.is_cancelling() {
+        if kind == RefusalKind::Unanswered {
+            debug!(request.id = %request, tx.nonce = %nonce, answer = text, "nodes fail at a broadcast and answer other calls");
+        } else if self.is_cancelling() {
             error!(request.id = %request, tx.nonce = %nonce, answer = text, "the node refuses the cancellation of a transaction");
         } else if kind == RefusalKind::Unknown {
             warn!(request.id = %request, tx.nonce = %nonce, answer = text, "unknown answer to a broadcast; the same bytes are sent again. [chain.errors] can say what it means");
@@ -365,6 +421,7 @@ impl InFlight {
     /// whatever a node said; what was held back may go out again.
     pub(super) fn record_head(&mut self, head: BlockNumber, count: Nonce) {
         self.is_next = self.nonce <= count;
+        self.next_since = if self.is_next { self.next_since.or_else(|| Some(Instant::now())) } else { None };
         if self.is_next && self.waits_since.is_none() {
             self.waits_since = Some(head);
             self.waits_from = if self.has_seen_block { Instant::now() } else { self.signed_since };
@@ -393,6 +450,7 @@ impl InFlight {
     /// Forgets the block that had it. The node of that block may have dropped the transaction.
     pub(super) fn orphan(&mut self) {
         self.included = None;
+        self.next_since = None;
         self.send_again();
         if matches!(self.pool, PoolStatus::Pooled | PoolStatus::NonceUsed) {
             self.pool = PoolStatus::Unknown;

@@ -239,6 +239,8 @@ pub(super) fn corrected_gas(refusal: RefusalKind, used: Gas, estimated: Gas) -> 
         RefusalKind::Lasting(_)
         | RefusalKind::Passing
         | RefusalKind::Unknown
+        | RefusalKind::Unanswered
+        | RefusalKind::NotPermitted
         | RefusalKind::Dropped
         | RefusalKind::Unpaid => estimated,
     }
@@ -262,13 +264,24 @@ pub(super) fn cause_of(refusal: &Refusal, transaction: &InFlight) -> Cause {
             Reason::GasTooLow
         }
         RefusalKind::Unpaid => Reason::InsufficientFunds,
-        RefusalKind::Lasting(_) | RefusalKind::Passing | RefusalKind::Unknown | RefusalKind::Dropped => {
-            Reason::RefusedByNode
-        }
+        RefusalKind::Lasting(_)
+        | RefusalKind::Passing
+        | RefusalKind::Unknown
+        | RefusalKind::Unanswered
+        | RefusalKind::NotPermitted
+        | RefusalKind::Dropped => Reason::RefusedByNode,
     };
     let detail = match refusal.kind {
         RefusalKind::Dropped => format!("{}; its nonce was cancelled", refusal.answer),
-        RefusalKind::Lasting(_) | RefusalKind::Passing | RefusalKind::Unknown | RefusalKind::Unpaid => {
+        RefusalKind::Unanswered => format!(
+            "nodes answered other calls and failed at this transaction each time, its nonce was cancelled: {}",
+            refusal.answer
+        ),
+        RefusalKind::Lasting(_)
+        | RefusalKind::Passing
+        | RefusalKind::NotPermitted
+        | RefusalKind::Unknown
+        | RefusalKind::Unpaid => {
             format!("every node refused the transaction, its nonce was cancelled: {}", refusal.answer)
         }
     };

@@ -82,6 +82,7 @@ mod lapses;
 mod learnt;
 mod maybe_written;
 mod nonce_gaps;
+mod overdue;
 mod pass_over;
 mod payload;
 mod pool_check;

@@ -18,10 +18,30 @@ pub(super) enum RefusalKind {
     Passing,
     /// Not known: no table has the text.
     Unknown,
+    /// Not known: nodes fail at it, as in an outage, and answer other calls meanwhile. They may have it.
+    Unanswered,
+    /// The chain does not let the account send, or not this.
+    NotPermitted,
     /// Nodes took it and dropped it again and again.
     Dropped,
     /// The account cannot pay it.
     Unpaid,
+}
+
+impl RefusalKind {
+    fn is_known(self) -> bool {
+        !matches!(self, Self::Unknown | Self::Unanswered)
+    }
+
+    /// Returns whether it goes on at another price: it does not begin anew with each.
+    pub(super) fn outlives_price(self) -> bool {
+        matches!(self, Self::Passing | Self::Unknown | Self::Unanswered | Self::NotPermitted)
+    }
+
+    /// Returns whether the account as a whole may be what nodes refuse. The answer to a cancellation shows it.
+    pub(super) fn may_be_of_account(self) -> bool {
+        matches!(self, Self::Unanswered | Self::NotPermitted)
+    }
 }
 
 /// Refusals of the newest signed transaction, without an answer since then that a node takes it.
@@ -32,6 +52,8 @@ pub(super) struct Refusal {
     pub(super) answer: String,
     pub(super) kind: RefusalKind,
     times: u32,
+    /// When the last of them came.
+    last: Instant,
     /// Blocks that came meanwhile.
     blocks: u32,
 }
@@ -39,21 +61,21 @@ pub(super) struct Refusal {
 impl Refusal {
     /// Returns what a refusal makes of those before it. In known words it counts, whatever unknown ones come between.
     pub(super) fn after(before: Option<Self>, kind: RefusalKind, text: &str, now: Instant) -> Self {
-        let is_known = |refusal: &Self| refusal.kind != RefusalKind::Unknown;
-        let kept = before.as_ref().filter(|before| kind == RefusalKind::Unknown && is_known(before));
+        let kept = before.as_ref().filter(|before| !kind.is_known() && before.kind.is_known());
         let (kind, answer) = kept.map_or((kind, text), |kept| (kept.kind, kept.answer.as_str()));
         Self {
             since: before.as_ref().map_or(now, |before| before.since),
             answer: answer.to_owned(),
             kind,
             times: before.as_ref().map_or(1, |before| before.times.saturating_add(1)),
+            last: now,
             blocks: before.as_ref().map_or(0, |before| before.blocks),
         }
     }
 
     /// Returns the refusal that drops amount to.
     pub(super) fn of_drops(since: Instant, answer: String, times: u32) -> Self {
-        Self { since, answer, kind: RefusalKind::Dropped, times, blocks: 0 }
+        Self { since, answer, kind: RefusalKind::Dropped, times, last: since, blocks: 0 }
     }
 
     pub(super) fn count_block(&mut self) {
@@ -70,6 +92,10 @@ impl Refusal {
             RefusalKind::Lasting(_) => true,
             RefusalKind::Passing | RefusalKind::Dropped | RefusalKind::Unpaid => is_old,
             RefusalKind::Unknown => is_old && self.times >= TIMES && self.blocks > 0,
+            // An answer from before may have been about the account, and that may be over.
+            RefusalKind::Unanswered | RefusalKind::NotPermitted => {
+                self.last.duration_since(self.since) >= patience && self.blocks > 0
+            }
         }
     }
 }

@@ -4,6 +4,8 @@ use std::time::Duration;
 
 use crate::chain::Pooled;
 use crate::model::{Fee, Nonce, PauseReason, Purpose, Reason, TxHash, Wei};
+use crate::policy::fee::Market;
+use crate::simulation::fakes::FakeChainState;
 use crate::simulation::pools::PoolRules;
 use crate::stages::lane::learnt::SIGNED_PER_NONCE;
 use crate::stages::lane::pool_status::PoolStatus;
@@ -207,15 +209,144 @@ async fn a_tip_rises_to_what_the_node_names_in_one_step_for_all_that_follow() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn lack_of_room_is_no_reason_for_a_higher_price() {
+async fn lack_of_room_is_no_reason_for_a_higher_price_and_a_pause_when_it_lasts() {
     let bench = Bench::new(&["a"]).await;
     bench.chain.change(|state| state.refuses = Some(|_| Some("txpool is full")));
     let mut term = bench.sent().await;
+    bench.round(&mut term).await;
+    assert_eq!(paused(&term), None, "it may pass");
     for _ in 0..10 {
         tokio::time::sleep(Duration::from_secs(30)).await;
         bench.round(&mut term).await;
     }
     assert_eq!(term.flight.get(Nonce(0)).unwrap().signed.len(), 1);
+    let (reason, detail) = paused(&term).unwrap();
+    assert_eq!(reason, PauseReason::TransactionStuck);
+    assert!(detail.contains("request a at nonce 0") && detail.contains("txpool is full"), "{detail}");
+    bench.chain.change(|state| state.refuses = None);
+    bench.round(&mut term).await;
+    bench.round(&mut term).await;
+    assert_eq!(paused(&term), None);
+}
+
+/// Invariant 13
+#[tokio::test(start_paused = true)]
+async fn bytes_that_a_node_fails_at_while_it_answers_other_calls_end_in_a_cancellation() {
+    let bench = Bench::new(&["a", "b"]).await;
+    bench.chain.change(|state| state.denies = Some(|offer| offer.nonce == 0 && !offer.is_transfer));
+    let mut term = bench.sent().await;
+    assert_eq!(newest(&term, 0).1, Purpose::Write, "it may be an outage");
+    bench.rounds(&mut term).await;
+    let cancelled = term.flight.get(Nonce(0)).unwrap();
+    assert!(cancelled.is_cancelling() && cancelled.is_pooled(), "{cancelled:?}");
+    let cause = cancelled.newest().cause.clone().unwrap();
+    assert!(cause.reason == Reason::RefusedByNode && cause.detail.contains("forbidden"), "{cause:?}");
+    assert!(term.flight.get(Nonce(1)).unwrap().is_pooled(), "the next goes on");
+    assert_eq!(paused(&term), None);
+}
+
+/// Invariant 10
+#[tokio::test(start_paused = true)]
+async fn an_outage_in_which_no_call_is_answered_cancels_nothing() {
+    let bench = Bench::new(&["a"]).await;
+    bench.chain.change(|state| state.denies = Some(|_| true));
+    let mut term = bench.sent().await;
+    for _ in 0..8 {
+        tokio::time::sleep(REFUSED_AFTER / 4).await;
+        bench.chain.change(|state| (state.head, state.is_away) = (state.head + 1, true));
+        term.poll().await.unwrap();
+        bench.answer_all(&mut term).await;
+    }
+    bench.chain.change(|state| (state.denies, state.is_away) = (None, false));
+    tokio::time::sleep(Duration::from_secs(30)).await;
+    bench.round(&mut term).await;
+    bench.round(&mut term).await;
+    let transaction = term.flight.get(Nonce(0)).unwrap();
+    assert!(transaction.signed.len() == 1 && transaction.is_pooled(), "{transaction:?}");
+}
+
+/// A market that rises asks for a new price again and again.
+#[tokio::test(start_paused = true)]
+async fn a_refusal_ends_in_time_while_its_price_rises() {
+    let bench = Bench::new(&["a"]).await;
+    bench.chain.change(|state| state.refuses = Some(|offer| (!offer.is_transfer).then_some("the moon is full")));
+    let mut term = bench.sent().await;
+    for round in 2..10 {
+        tokio::time::sleep(REFUSED_AFTER / 4).await;
+        bench.chain.change(|state| {
+            state.market = Some(Market { base_fee: Some(Wei(round * 9)), tip: Wei(0), gas_price: Wei(round * 10) });
+        });
+        bench.round(&mut term).await;
+    }
+    let cancelled = term.flight.get(Nonce(0)).unwrap();
+    assert!(cancelled.count_of(Purpose::Write) > 1 && cancelled.is_cancelling(), "{cancelled:?}");
+}
+
+/// Invariant 13
+#[tokio::test(start_paused = true)]
+async fn a_target_that_the_chain_does_not_permit_stops_its_own_request_alone() {
+    let bench = Bench::new(&["a", "b"]).await;
+    bench.chain.change(|state| {
+        state.refuses = Some(|offer| {
+            (offer.nonce == 0 && !offer.is_transfer).then_some("Sender account not authorized to send transactions")
+        });
+    });
+    let mut term = bench.sent().await;
+    assert_eq!(newest(&term, 0).1, Purpose::Write, "it may be the account");
+    bench.rounds(&mut term).await;
+    assert!(term.flight.get(Nonce(0)).unwrap().is_cancelling());
+    assert!(term.flight.get(Nonce(1)).unwrap().is_pooled());
+    assert_eq!(paused(&term), None);
+}
+
+/// Invariant 10: whether the chain does not permit the account, or all broadcasts fail, no request is at fault.
+#[tokio::test(start_paused = true)]
+async fn where_nodes_refuse_the_account_the_write_goes_out_again_and_no_request_fails() {
+    let rules: [fn(&mut FakeChainState, bool); 2] = [
+        |state, is_on| state.refuses = is_on.then_some(|_| Some("Sender account not authorized to send transactions")),
+        |state, is_on| state.denies = is_on.then_some(|_| true),
+    ];
+    for rule in rules {
+        let bench = Bench::new(&["a", "b"]).await;
+        bench.chain.change(|state| rule(state, true));
+        let mut term = bench.sent().await;
+        for _ in 0..10 {
+            bench.rounds(&mut term).await;
+        }
+        let held = term.flight.get(Nonce(0)).unwrap();
+        assert_eq!(
+            (held.count_of(Purpose::Write), held.count_of(Purpose::Cancel)),
+            (1, 1),
+            "one cancellation is tried"
+        );
+        assert!(held.failed_cancellations > 1 && held.failed_cancellations < 7, "again, and less often each time");
+        assert_eq!(term.flight.get(Nonce(1)).unwrap().signed.len(), 1);
+        assert!(paused(&term).is_some());
+        while term.flight.get(Nonce(0)).unwrap().is_cancelling() {
+            bench.round(&mut term).await;
+        }
+        bench.chain.change(|state| rule(state, false));
+        bench.rounds(&mut term).await;
+        let taken = [0, 1].map(|nonce| term.flight.get(Nonce(nonce)).unwrap());
+        assert!(taken.iter().all(|own| own.is_pooled() && !own.is_cancelling()), "{taken:?}");
+        assert_eq!(paused(&term), None);
+    }
+}
+
+/// Invariant 13
+#[tokio::test(start_paused = true)]
+async fn a_write_that_blocks_pass_over_at_any_price_is_cancelled_at_one_that_is_left() {
+    let bench = Bench::new(&["a", "b"]).await;
+    let mut term = bench.sent().await;
+    for _ in 0..40 {
+        tokio::time::sleep(Duration::from_secs(12)).await;
+        bench.round(&mut term).await;
+    }
+    let cancelled = term.flight.get(Nonce(0)).unwrap();
+    assert!(cancelled.is_cancelling(), "{cancelled:?}");
+    let prices: Vec<_> = cancelled.signed.iter().map(|signed| signed.fee.ceiling().0).collect();
+    assert!(prices.is_sorted() && prices.last() <= Some(&100), "{prices:?}");
+    assert!(cancelled.count_of(Purpose::Write) >= 2, "a higher price was tried: {prices:?}");
 }
 
 #[tokio::test(start_paused = true)]

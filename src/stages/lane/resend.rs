@@ -3,7 +3,7 @@
 use tokio::time::Instant;
 use tracing::{debug, error, info};
 
-use crate::chain::follow::broadcaster::Answered;
+use crate::chain::follow::broadcaster::{Answer, Answered};
 use crate::chain::{Call, ChainError};
 use crate::journal::JournalError;
 use crate::model::{
@@ -35,6 +35,11 @@ impl Term<'_> {
         let stands_still = self.gate.is_head_stale();
         let (mut heard, mut taken, mut no_room) = (Vec::new(), Vec::new(), None);
         let is_batch = answers.len() > 1;
+        let has_failed = |answer: &Answer| answer.result.as_ref().is_err_and(ChainError::is_of_endpoint);
+        let failed_as_a_whole = is_batch && answers.iter().all(has_failed);
+        if failed_as_a_whole {
+            self.flight.order_mut().take_apart();
+        }
         let next = self.flight.not_included().next().filter(|_| !stands_still).map(|next| next.nonce);
         for answer in answers {
             self.context.signals.meter.answers.count(self.label_of(&answer.result));
@@ -52,6 +57,11 @@ impl Term<'_> {
                 Some(Heard::Failure(error)) => {
                     self.lapses.begin(Part::Sends, &error);
                     self.gate.pause(error.pause_reason(), error.to_string());
+                    let others_answered = error.may_be_of_call() && !self.lapses.is_open(Part::Head);
+                    // Of a round that failed as a whole, each is to show alone whether it is its own fault.
+                    if !(others_answered && failed_as_a_whole) {
+                        self.flight.record_failure(nonce, &error.to_string(), others_answered);
+                    }
                 }
                 Some(Heard::Meaning(meaning, text)) => {
                     match pause_for(meaning).filter(|reason| reason.is_outage()) {
@@ -169,7 +179,7 @@ impl Term<'_> {
         let Some(market) = self.view.market() else { return Ok(()) };
         let mut canary = Canary::of(self.flight.not_included());
         let mut is_early = false;
-        let (mut replaced, mut resent, mut stuck) = (Vec::new(), Vec::new(), None);
+        let (mut replaced, mut resent, mut switched, mut stuck) = (Vec::new(), Vec::new(), Vec::new(), None);
         for (place, transaction) in self.flight.not_included().enumerate() {
             let (care, is_stuck) = self.care_for(place, is_early, transaction, &market, &mut canary);
             canary.pass(transaction);
@@ -179,9 +189,15 @@ impl Term<'_> {
                 Care::Wait => {}
                 Care::Send => resent.push(transaction.nonce),
                 Care::Replace(replacement) => replaced.push((transaction.nonce, replacement)),
+                Care::Switch(purpose) => switched.push((transaction.nonce, purpose)),
             }
         }
         self.apply_stuck(stuck);
+        for (nonce, purpose) in switched {
+            info!(account = %self.account(), tx.nonce = %nonce, tx.kind = purpose.as_str(), "what was signed before goes out again");
+            self.flight.switch(nonce, purpose);
+            self.send(nonce);
+        }
         for nonce in resent {
             self.send(nonce);
         }

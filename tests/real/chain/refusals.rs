@@ -70,6 +70,50 @@ async fn a_refusal_in_unknown_words_is_cancelled_and_the_letter_has_the_words() 
     assert!(worker.log().contains("request.id=bad"), "{}", worker.log());
 }
 
+/// Invariant 13: a firewall, a provider's rule or a permission that concerns one transaction stops no other, in whatever shape
+/// the node says so.
+#[tokio::test]
+async fn what_a_node_fails_at_for_one_transaction_alone_ends_in_its_cancellation() {
+    let shapes: [(fn() -> Reply, &str); 4] = [
+        (|| Reply::Http(403, String::new(), "blocked by the firewall".to_owned()), "blocked by the firewall"),
+        (|| Reply::Http(503, String::new(), "no backend".to_owned()), "no backend"),
+        (|| Reply::refusal("access denied"), "access denied"),
+        (|| Reply::refusal("Sender account not authorized to send transactions"), "not authorized to send"),
+    ];
+    for (shape, words) in shapes {
+        let Some(stage) = Stage::with_blocks().await else { return };
+        let node = ScriptedNode::start(Some(stage.anvil.address()), move |request| {
+            let is_it = |call: &Value| {
+                call["method"] == "eth_sendRawTransaction"
+                    && has(call["params"][0].as_str().unwrap_or_default(), b"body of bad")
+            };
+            match (request.as_array(), shape()) {
+                (Some(calls), reply @ Reply::Http(..)) if calls.iter().any(is_it) => reply,
+                (None, reply) if is_it(request) => reply,
+                _ => Reply::Pass,
+            }
+        })
+        .await;
+        let config =
+            stage.config().with("retry", "max_attempts = 1").with("chain", "refused_after = \"3s\"\nfinality = 0");
+        let home = WorkerHome::new(&WorkerConfig { endpoint: node.url(), ..config });
+        stage.topology(&home).await;
+        let worker = home.start(BINARY);
+        publish(&stage, &["a", "bad", "b", "c"]).await;
+        let dead = stage.amqp.wait_for(DEAD, LONG).await;
+        assert_eq!((dead.id().as_str(), dead.routing_key.as_str()), ("bad", "rejected.refused_by_node"), "{words}");
+        let detail = dead.header("cw-error-detail").unwrap();
+        assert!(detail.contains(words), "{words}: {detail}");
+        stage.wait_empty(QUEUE).await;
+        let written: Vec<_> = stage.transactions_of(0).await.into_iter().map(|(_, data, _)| data).collect();
+        for id in ["a", "b", "c"] {
+            let count = written.iter().filter(|data| **data == calldata(format!("body of {id}").as_bytes())).count();
+            assert_eq!(count, 1, "{words}: {id}");
+        }
+        drop(worker);
+    }
+}
+
 /// Where the node takes nothing at all, one cancellation shows it, and the account says so.
 #[tokio::test]
 async fn a_node_that_takes_nothing_pauses_the_account_and_costs_one_cancellation() {
