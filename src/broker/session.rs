@@ -310,7 +310,7 @@ impl Broker {
         // AMQP does not show the broker's version.
         if message.properties.priority.is_some_and(|priority| priority > 0) && self.has_met_priority.set(()).is_ok() {
             info!(
-                "messages have priorities: RabbitMQ uses them in a quorum queue from version 4.0 on, and delivers in the order of arrival before"
+                "messages have priorities; quorum queues before RabbitMQ 4.0 ignore them and keep the order of arrival"
             );
         }
         let token = endings.token(delivery.delivery_tag, held);

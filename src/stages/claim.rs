@@ -168,8 +168,7 @@ impl Claim {
             Ruling::Make => (own, Serving::Serves),
             Ruling::MakeAnew => {
                 warn!(
-                    "the queue has no marker of the journal that serves it; it is made anew. If another journal serves this \
-                     queue, stop one of the two"
+                    "the queue has no marker of its journal; it is made anew. If another journal serves it, stop one of the two"
                 );
                 (own, Serving::Serves)
             }

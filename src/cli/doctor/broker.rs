@@ -122,7 +122,7 @@ async fn dead_letters(settings: &Settings) -> Option<Finding> {
     let dead = depths.ok()?.into_iter().find(|depth| depth.role == QueueRole::Dead)?;
     (dead.ready > 0).then(|| {
         Finding::notice(AREA, format!("{} in {}", counted(dead.ready.into(), "dead letter"), dead.queue))
-            .remedy("look at them with `chainwriter dead list`")
+            .remedy("read them with `chainwriter dead list`")
     })
 }
 

@@ -75,9 +75,9 @@ fn of_next(fixed: &[FixedGas], current: Option<Fork>, NextFork { at, fork }: Nex
         if let Err(cause) = fork.rules().check(*gas, least_calldata) {
             let what = format!("from {at} on ({fork}) no message of {route} can be written: {}", cause.detail);
             findings.push(Finding::warn(AREA, what).remedy(format!("change {route}.gas before that")));
-        } else if let Some(dearer) = fork.rules().dearer {
+        } else if let Some(part) = fork.rules().dearer {
             let what =
-                format!("from {at} on ({fork}) {dearer} takes more gas: the {gas} of {route} may be too little then");
+                format!("from {at} on ({fork}) {part} takes more gas: the {gas} of {route} may be too little then");
             findings.push(Finding::warn(AREA, what).remedy(format!("set {route}.gas = \"estimate\", or raise it")));
         }
     }

@@ -77,7 +77,7 @@ async fn bind(listen: SocketAddr) -> TcpListener {
             }
             Err(problem) if is_first => error!(
                 http.listen = %listen, %problem,
-                "no HTTP: the address is not available. Give each instance on this host its own http.listen (CHAINWRITER__HTTP__LISTEN), or none (\"\"); everything else works, and it is tried again every {} s",
+                "no HTTP: give each instance on a host its own http.listen, or \"\"; all else works, and it is tried again every {} s",
                 BIND_AGAIN.as_secs()
             ),
             Err(_) => {}

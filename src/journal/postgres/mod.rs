@@ -223,9 +223,7 @@ async fn check_settings(connection: &Connection) -> Result<()> {
         return Err(JournalError::Unfit(format!("its search_path names no schema that this user may use; {advice}")));
     }
     if fsync == "off" {
-        warn!(
-            "the journal's database has fsync = off: when its host fails, what was taken in may be lost, and what was written may be written again"
-        );
+        warn!("the journal's database has fsync = off: if its host fails, messages may be lost or written twice");
     }
     Ok(())
 }

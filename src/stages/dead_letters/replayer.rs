@@ -193,7 +193,7 @@ impl Replayer {
         if seen.worn > 0 {
             warn!(
                 letters = seen.worn,
-                "dead letters have been read often and could not be renewed; a policy with a delivery limit on their queue would drop them"
+                "dead letters that were read often could not be renewed; a delivery limit on their queue would drop them"
             );
         }
         Ok(seen)

@@ -149,7 +149,7 @@ impl Term<'_> {
             }
         }
         let why = if unknown.is_empty() { "the same call runs on the states around its block" } else { &unknown };
-        Err(Cause::new(Reason::Reverted, format!("no reason to be had: {why}")))
+        Err(Cause::new(Reason::Reverted, format!("revert reason unavailable: {why}")))
     }
 
     /// Finds nonces that foreign transactions have. Invariant 3: a nonce counts as taken only when that very transaction has
@@ -182,7 +182,7 @@ impl Term<'_> {
                 taker => {
                     if poll.is_first_failure(nonce) {
                         let landed = taker.map(|taker| taker.inclusion.tx_hash.to_string());
-                        warn!(tx.nonce = %nonce, tx.hash = landed, block.number = %height, "the account is past this nonce, but the node shows neither a receipt of ours nor another transaction with it; nothing is decided until it does");
+                        warn!(tx.nonce = %nonce, tx.hash = landed, block.number = %height, "the account is past this nonce, and the node shows no transaction with it, ours or foreign; it is asked again");
                     }
                     // What is above it is searched for when this is found: nonces end in their order.
                     break;

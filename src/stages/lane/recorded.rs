@@ -41,7 +41,7 @@ impl Term<'_> {
         }
         let Some(receipt) = receipt_of(chain, &record).await? else {
             let (hash, writer) = (inclusion.tx_hash, record.logged.writer);
-            return failed(&format!("{hash} cannot be told as a transaction of {writer}"));
+            return failed(&format!("{hash} is not shown to be a transaction of {writer}"));
         };
         // One node alone can make up a log and a receipt, as it can those of the account's own transactions.
         chain.confirm(inclusion.block_number, inclusion.block_hash, std::slice::from_ref(&receipt)).await?;

@@ -161,7 +161,7 @@ impl Term<'_> {
     async fn report_lost(&mut self, lost: Vec<StoredNonce>) {
         let (Some(first), Some(last)) = (lost.last(), lost.first()) else { return };
         let block = first.included.as_ref().map(|included| included.block_number.0);
-        error!(account = %self.account(), tx.lost = lost.len(), tx.nonce.first = %first.nonce, tx.nonce.last = %last.nonce, block.number = block, "blocks that counted as final are no part of the chain any more, and with them transactions that were acknowledged; the same transactions are sent again. Check that the endpoints serve one and the same chain, look at these requests with `chainwriter status`, and raise chain.finality");
+        error!(account = %self.account(), tx.lost = lost.len(), tx.nonce.first = %first.nonce, tx.nonce.last = %last.nonce, block.number = block, "final blocks have left the chain, with transactions that were acknowledged; the same transactions are sent again");
         self.reorged.watch(lost.clone());
         self.context.to_settle(FromLane::Reorged(self.lease.clone(), lost)).await;
     }

@@ -70,7 +70,7 @@ impl SettleSettings {
                         (stored.state, format!("final again in {place}"), Some(Outcome::FinalAgain(tx)))
                     }
                     (true, false) => {
-                        error!(request.id = %stored.requests.first.id, tx.hash = %tx.tx_hash, "a write that was final has reverted after a reorganisation: it is not in the chain, and its message is gone; send it again under a new id");
+                        error!(request.id = %stored.requests.first.id, tx.hash = %tx.tx_hash, "a final write has reverted after a reorganisation, and its message is gone; send it again under a new id");
                         let outcome = Outcome::Reorged { transaction: tx, now: AfterReorg::Reverted };
                         (TransactionState::Reverted, format!("it reverted in {place}"), Some(outcome))
                     }
@@ -83,7 +83,7 @@ impl SettleSettings {
                 (state, Some(tx.clone()), detail, outcome)
             }
             SecondEnd::Taken(taker) if was_written => {
-                error!(request.id = %stored.requests.first.id, foreign.tx.hash = %taker, "a write that was final has lost its nonce to another transaction: it is not in the chain, and its message is gone; send it again under a new id");
+                error!(request.id = %stored.requests.first.id, foreign.tx.hash = %taker, "a final write has lost its nonce after a reorganisation, and its message is gone; send it again under a new id");
                 let outcome =
                     stored.included.as_ref().map(|transaction| Outcome::Reorged { transaction, now: AfterReorg::Lost });
                 (TransactionState::Displaced, None, format!("{taker} has its nonce: it can never land"), outcome)

@@ -34,8 +34,10 @@ async fn a_count_without_a_receipt_is_no_proof_that_the_nonce_went_to_another() 
     stage.amqp.publish(QUEUE, with_id("a"), b"mine").await;
     let worker = home.start(BINARY);
     pool_holds(&stage, 1).await;
-    mine_until(&stage, "it is said that nothing is decided", async || worker.log().contains("nothing is decided"))
-        .await;
+    mine_until(&stage, "it is said that nothing is decided", async || {
+        worker.log().contains("the node shows no transaction with it")
+    })
+    .await;
     stage.anvil.mine(3).await.unwrap();
     let status = stage.status(&home, "a").await;
     assert_eq!(
@@ -46,7 +48,7 @@ async fn a_count_without_a_receipt_is_no_proof_that_the_nonce_went_to_another() 
     lags.store(false, Ordering::Relaxed);
     let status = mine_until_final(&stage, &home, "a").await;
     assert_eq!(status["transactions"].as_array().map(Vec::len), Some(1), "{status}");
-    assert_eq!(worker.log().matches("nothing is decided").count(), 1, "it is said once");
+    assert_eq!(worker.log().matches("the node shows no transaction with it").count(), 1, "it is said once");
     assert_eq!(stage.transactions_of(0).await.len(), 1, "written once");
 }
 

@@ -58,7 +58,7 @@ async fn final_writes_that_a_deep_reorg_takes_away_are_told_and_written_again_wi
     stage.keep_events().await;
     let mut worker = with_two_lost_blocks(&stage, &home).await;
     let before = stage.status(&home, "b").await;
-    wait_log(&worker, "blocks that counted as final").await;
+    wait_log(&worker, "final blocks have left the chain").await;
     let told = async || home.command(BINARY, &["status", "b"]).await.1.contains("the chain has dropped its block");
     wait_until("status tells it", LONG, told).await;
     assert_final_again(&stage, &home).await;
@@ -106,7 +106,7 @@ async fn a_deep_reorg_that_no_worker_saw_is_found_at_the_next_start() {
     stage.anvil.reorg(depth).await.unwrap();
     stage.anvil.drop_all().await.unwrap();
     let mut worker = home.start(BINARY);
-    wait_log(&worker, "blocks that counted as final").await;
+    wait_log(&worker, "final blocks have left the chain").await;
     // Killed before they are final again: the next run still watches them.
     while next_event(&mut events, LONG).await.0 != "reorged" {}
     worker.kill().await;

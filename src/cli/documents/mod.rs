@@ -9,6 +9,8 @@ use crate::cli::Arguments;
 use crate::config;
 use crate::support::documents::compare;
 
+mod plain_english;
+
 /// A page, by its path from the repository's root.
 struct Page {
     path: PathBuf,
@@ -290,7 +292,7 @@ fn every_configuration_in_the_deployments_is_read() {
 
 #[test]
 fn every_example_of_an_event_keeps_to_its_schema() {
-    let schema = serde_json::from_str(include_str!("../../schemas/event.v1.json")).unwrap();
+    let schema = serde_json::from_str(include_str!("../../../schemas/event.v1.json")).unwrap();
     let schema = jsonschema::validator_for(&schema).unwrap();
     let mut count = 0;
     for Page { path, text } in pages() {
@@ -356,7 +358,7 @@ fn the_book_has_every_page() {
 
 #[test]
 fn the_documented_keys_are_those_there_are() {
-    compare("docs/reference/configuration.md", &format!("```toml\n{}```\n", include_str!("../../worker.toml")));
+    compare("docs/reference/configuration.md", &format!("```toml\n{}```\n", include_str!("../../../worker.toml")));
 }
 
 fn describe(command: &mut clap::Command, name: &str, into: &mut String) {
