@@ -48,6 +48,8 @@ mod log;
 mod logging;
 mod manual;
 mod operator;
+#[cfg(test)]
+mod plain_english;
 mod publish;
 mod recover;
 mod reload;

@@ -12,7 +12,6 @@ use crate::policy::refusals::{Lack, Lasting};
 use crate::stages::lane::RESEND_UNKNOWN;
 use crate::stages::lane::in_flight::InFlight;
 use crate::stages::lane::learnt::{SIGNED_PER_NONCE, cause_of, corrected_gas};
-use crate::stages::lane::overdue::has_been_raised_enough;
 use crate::stages::lane::pool_status::{Holder, PoolStatus};
 use crate::stages::lane::refusal::{Refusal, RefusalKind};
 use crate::stages::lane::term::Term;
@@ -21,6 +20,9 @@ use crate::stages::lane::term::Term;
 const BLOCKS_BEFORE_REPLACING: u64 = 2;
 /// So many of those that pools have, the lowest, are sent again after `chain.resend_after`.
 const RESENT: usize = 64;
+/// A write that blocks pass over at so many prices above the first is passed over for another reason than its price.
+const RAISES: usize = 4;
+
 /// What is to be done about a transaction that is in no block.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) enum Care {
@@ -189,7 +191,7 @@ impl Term<'_> {
         if transaction.is_being_sent() {
             return Need::Nothing;
         }
-        if has_been_raised_enough(transaction)
+        if transaction.count_of(Purpose::Write) > RAISES
             && let Some(cause) = self.cause_of_passing_over(place, transaction, market)
         {
             return Need::Cancel(cause);

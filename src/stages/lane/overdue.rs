@@ -1,20 +1,12 @@
 //! The lowest transaction that gets into no block though no node refuses it: blocks pass it over at any price, or pools keep it
 //! out. Decides when it is cancelled for those behind it, or that the lane pauses and says why.
 
-use crate::model::{Cause, Fee, PauseReason, Purpose, Reason};
+use crate::model::{Cause, Fee, PauseReason, Reason};
 use crate::policy::fee::{FeeMode, Market};
 use crate::stages::lane::care::Stuck;
 use crate::stages::lane::in_flight::InFlight;
 use crate::stages::lane::pool_status::PoolStatus;
 use crate::stages::lane::term::Term;
-
-/// A write that blocks pass over at so many prices above the market's is passed over for another reason.
-const RAISES: usize = 4;
-
-/// Returns whether more than a few prices above the first have not got the write into a block.
-pub(super) fn has_been_raised_enough(transaction: &InFlight) -> bool {
-    transaction.count_of(Purpose::Write) > RAISES
-}
 
 impl Term<'_> {
     /// Returns what a write ends with that blocks pass over although it offers what the market asks for, for longer than a

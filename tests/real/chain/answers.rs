@@ -9,7 +9,6 @@ use serde_json::{Value, json};
 
 use crate::stage::{
     BINARY, DEAD, LONG, QUEUE, SINK, Stage, calldata, mine_until, mine_until_final, pool_holds, wait_log,
-    wait_log_times,
 };
 use crate::support::contracts::OPENED_BY_ONE;
 use crate::support::{

@@ -5,7 +5,7 @@ use std::str::FromStr;
 
 use proc_macro2::{Delimiter, TokenStream, TokenTree};
 
-use super::{Page, files, pages, root};
+use crate::cli::documents::{Page, files, pages, root};
 
 const MOST_WORDS: usize = 30;
 const LONGEST_LOG_MESSAGE: usize = 120;
@@ -175,7 +175,7 @@ fn the_program_speaks_plain_english() {
     let is_of_tests = |path: &std::path::Path| {
         let path = path.strip_prefix(root()).unwrap().display().to_string();
         path.starts_with("src/simulation")
-            || path.starts_with("src/cli/documents")
+            || path.starts_with("src/cli/plain_english")
             || path.starts_with("src/journal/contract")
             || path.ends_with("tests.rs")
             || path.contains("/tests/")

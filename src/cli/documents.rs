@@ -9,12 +9,10 @@ use crate::cli::Arguments;
 use crate::config;
 use crate::support::documents::compare;
 
-mod plain_english;
-
 /// A page, by its path from the repository's root.
-struct Page {
-    path: PathBuf,
-    text: String,
+pub(super) struct Page {
+    pub(super) path: PathBuf,
+    pub(super) text: String,
 }
 
 /// A block of code, with its language (empty for an indented one).
@@ -23,11 +21,11 @@ struct Block {
     text: String,
 }
 
-fn root() -> &'static Path {
+pub(super) fn root() -> &'static Path {
     Path::new(env!("CARGO_MANIFEST_DIR"))
 }
 
-fn files(folder: &Path, extension: &str, into: &mut Vec<PathBuf>) {
+pub(super) fn files(folder: &Path, extension: &str, into: &mut Vec<PathBuf>) {
     let mut entries: Vec<_> = fs::read_dir(folder).unwrap().map(|entry| entry.unwrap().path()).collect();
     entries.sort();
     for path in entries {
@@ -39,7 +37,7 @@ fn files(folder: &Path, extension: &str, into: &mut Vec<PathBuf>) {
     }
 }
 
-fn pages() -> Vec<Page> {
+pub(super) fn pages() -> Vec<Page> {
     let mut paths = vec![root().join("README.md"), root().join("CONTRIBUTING.md")];
     files(&root().join("docs"), "md", &mut paths);
     let page = |path: PathBuf| Page {
@@ -292,7 +290,7 @@ fn every_configuration_in_the_deployments_is_read() {
 
 #[test]
 fn every_example_of_an_event_keeps_to_its_schema() {
-    let schema = serde_json::from_str(include_str!("../../../schemas/event.v1.json")).unwrap();
+    let schema = serde_json::from_str(include_str!("../../schemas/event.v1.json")).unwrap();
     let schema = jsonschema::validator_for(&schema).unwrap();
     let mut count = 0;
     for Page { path, text } in pages() {
@@ -358,7 +356,7 @@ fn the_book_has_every_page() {
 
 #[test]
 fn the_documented_keys_are_those_there_are() {
-    compare("docs/reference/configuration.md", &format!("```toml\n{}```\n", include_str!("../../../worker.toml")));
+    compare("docs/reference/configuration.md", &format!("```toml\n{}```\n", include_str!("../../worker.toml")));
 }
 
 fn describe(command: &mut clap::Command, name: &str, into: &mut String) {
