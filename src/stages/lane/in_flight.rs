@@ -362,7 +362,7 @@ impl InFlight {
     /// Records that nodes failed at the newest as in an outage. While they answer other calls (`others_answered`) the fault may
     /// be its own, so it counts as a refusal.
     pub(super) fn record_failure(&mut self, text: &str, others_answered: bool, now: Instant) {
-        if others_answered && matches!(self.pool, PoolStatus::Unknown | PoolStatus::Refused) {
+        if others_answered && !matches!(self.pool, PoolStatus::Pooled | PoolStatus::NonceUsed) {
             self.record_refusal(RefusalKind::Unanswered, text, now);
         } else if !others_answered && self.refusal.take_if(|refusal| refusal.kind == RefusalKind::Unanswered).is_some()
         {
