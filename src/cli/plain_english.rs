@@ -151,7 +151,7 @@ fn strings(tokens: TokenStream, is_logged: bool, into: &mut Vec<Said>) {
                 let is_message = is_logged && !(place >= 1 && is(place - 1, "="));
                 into.extend(inner.map(|inner| Said { text: unescaped(inner), is_logged: is_message }));
             }
-            _ => {}
+            TokenTree::Ident(_) | TokenTree::Punct(_) => {}
         }
         place += 1;
     }

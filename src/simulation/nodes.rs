@@ -130,7 +130,7 @@ fn accept(world: &mut World, transactions: &[RawTransaction]) -> Vec<Result<()>>
         accepted.map(|_| ()).map_err(|text| if is_denied { unreachable(&text) } else { refusal(text) })
     };
     // A firewall before the node fails all that comes in one piece.
-    let stops_all = |body: Body| body.behaviour == Behaviour::Denied && body.number() % 2 == 0;
+    let stops_all = |body: Body| body.behaviour == Behaviour::Denied && body.number().is_multiple_of(2);
     let mut bodies =
         transactions.iter().filter_map(|signed| decode(&signed.bytes)).flat_map(|sent| Body::all(&sent.data));
     if bodies.any(stops_all) {

@@ -178,7 +178,8 @@ impl InFlight {
     /// Sends again what was signed before for this purpose. The journal has it, and every hash stays watched.
     pub(super) fn switch_to(&mut self, purpose: Purpose) {
         if let Some(place) = self.signed.iter().rposition(|signed| signed.purpose == purpose) {
-            self.signed[place..].rotate_left(1);
+            let again = self.signed.remove(place);
+            self.signed.push(again);
             self.failed_cancellations += u32::from(purpose == Purpose::Write);
             self.begin_anew();
         }

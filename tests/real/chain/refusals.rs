@@ -74,11 +74,11 @@ async fn a_refusal_in_unknown_words_is_cancelled_and_the_letter_has_the_words() 
 /// the node says so.
 #[tokio::test]
 async fn what_a_node_fails_at_for_one_transaction_alone_ends_in_its_cancellation() {
-    let shapes: [(fn() -> Reply, &str); 4] = [
-        (|| Reply::Http(403, String::new(), "blocked by the firewall".to_owned()), "blocked by the firewall"),
-        (|| Reply::Http(503, String::new(), "no backend".to_owned()), "no backend"),
-        (|| Reply::refusal("access denied"), "access denied"),
-        (|| Reply::refusal("Sender account not authorized to send transactions"), "not authorized to send"),
+    let shapes = [
+        (Reply::Http(403, String::new(), "blocked by the firewall".to_owned()), "blocked by the firewall"),
+        (Reply::Http(503, String::new(), "no backend".to_owned()), "no backend"),
+        (Reply::refusal("access denied"), "access denied"),
+        (Reply::refusal("Sender account not authorized to send transactions"), "not authorized to send"),
     ];
     for (shape, words) in shapes {
         let Some(stage) = Stage::with_blocks().await else { return };
@@ -87,7 +87,7 @@ async fn what_a_node_fails_at_for_one_transaction_alone_ends_in_its_cancellation
                 call["method"] == "eth_sendRawTransaction"
                     && has(call["params"][0].as_str().unwrap_or_default(), b"body of bad")
             };
-            match (request.as_array(), shape()) {
+            match (request.as_array(), shape.clone()) {
                 (Some(calls), reply @ Reply::Http(..)) if calls.iter().any(is_it) => reply,
                 (None, reply) if is_it(request) => reply,
                 _ => Reply::Pass,

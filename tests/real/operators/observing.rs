@@ -190,7 +190,7 @@ async fn a_worker_whose_port_is_taken_works_without_and_takes_it_when_it_is_free
     stage.topology(&home).await;
     stage.amqp.publish(QUEUE, with_id("order-1"), b"once").await;
     let worker: Worker = home.start(BINARY);
-    wait_log(&worker, "CHAINWRITER__HTTP__LISTEN").await;
+    wait_log(&worker, "its own http.listen").await;
     stage.wait_state(&home, "order-1", "final").await;
     drop(taken);
     wait_ready(address).await;
