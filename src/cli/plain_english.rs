@@ -38,7 +38,7 @@ const AVOIDED: [&str; 24] = [
     "look after",
 ];
 
-/// What stands in a page outside of blocks of code, comments and pictures, in paragraphs, list items and table cells.
+/// Returns the paragraphs, list items and table cells of a page, without blocks of code and comments.
 fn prose(text: &str) -> Vec<String> {
     let (mut parts, mut is_code, mut is_comment) = (vec![String::new()], false, false);
     for line in text.lines() {

@@ -244,7 +244,7 @@ pub(crate) struct FakeChainState {
     pub(crate) longest_range: Option<u64>,
     /// What the node refuses, with its text.
     pub(crate) refused: BTreeMap<TxHash, String>,
-    /// What the node fails at as in an outage, with all that is in the same round, while it answers other calls.
+    /// Chooses transactions that the node fails at as in an outage, with their whole round, while it answers other calls.
     pub(crate) denies: Option<fn(Offer) -> bool>,
     /// What the node refuses of all the rest, with its text.
     pub(crate) refuses: Option<fn(Offer) -> Option<&'static str>>,

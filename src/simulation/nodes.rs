@@ -107,7 +107,7 @@ impl SimNodes {
 }
 
 /// What a node does with bytes, whoever still waits for its answer.
-/// What a node says to [`Behaviour::Denied`].
+/// The answer to [`Behaviour::Denied`].
 const DENIED: &str = "403 Forbidden";
 
 fn accept(world: &mut World, transactions: &[RawTransaction]) -> Vec<Result<()>> {

@@ -54,7 +54,7 @@ impl Copies {
     }
 }
 
-/// What no block takes leaves a gap, sooner or later: an operator replaces it.
+/// Drops also transactions that no block takes, which leave a gap sooner or later: an operator replaces them.
 fn drop_what_follows_a_gap(ledger: &mut Ledger) {
     let is_left = |body: &Body| matches!(body.behaviour, Behaviour::Dropped | Behaviour::Unmined);
     ledger.pool.retain(|_, hash| !Body::all(&ledger.known[hash].data).iter().any(is_left));

@@ -154,7 +154,7 @@ impl Body {
         NOT_SIMULATED.into_iter().cycle().nth(usize::try_from(self.number() % 3).unwrap_or(0)).filter(|_| is_it)
     }
 
-    /// Whether calldata is of one that behaves so.
+    /// Returns whether calldata is of one that behaves so.
     pub(super) fn any(data: &[u8], behaviour: Behaviour) -> bool {
         Self::all(data).iter().any(|body| body.behaviour == behaviour)
     }

@@ -29,7 +29,7 @@ pub(super) enum Care {
     Wait,
     Send,
     Replace(Replacement),
-    /// What was signed before for this purpose goes out again.
+    /// Sends again what was signed before for this purpose.
     Switch(Purpose),
 }
 

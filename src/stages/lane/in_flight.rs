@@ -48,9 +48,9 @@ pub(super) struct InFlight {
     has_seen_block: bool,
     /// The account is not past any nonce before it: it can be in the next block.
     is_next: bool,
-    /// When the account first was past all before it. A replacement does not change that.
+    /// The time at which the account first was past all before it. A replacement does not change that.
     next_since: Option<Instant>,
-    /// What a node said when it took it only after others.
+    /// The words of a node that takes it only after others.
     pub(super) held_back_for: String,
     /// Since when nodes take it and have lost it by the next time, and how often.
     drops: Option<(Instant, u32)>,
@@ -63,7 +63,7 @@ pub(super) struct InFlight {
     pub(super) has_raised_tip: bool,
     /// The gas of the newest cancellation, where this term has signed it.
     pub(super) cancel_gas: Option<Gas>,
-    /// How often nodes took the cancellation no more than the write.
+    /// Counts the cancellations that nodes took no more than the write.
     pub(super) failed_cancellations: u32,
     /// Why it is to be cancelled, or is. It outlives what nodes say of the cancellation.
     pub(super) cancel_cause: Option<Cause>,

@@ -52,7 +52,7 @@ pub(super) struct Refusal {
     pub(super) answer: String,
     pub(super) kind: RefusalKind,
     times: u32,
-    /// When the last of them came.
+    /// The time of the last of them.
     last: Instant,
     /// Blocks that came meanwhile.
     blocks: u32,
