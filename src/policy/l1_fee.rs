@@ -98,7 +98,7 @@ impl L1Fees {
         Self { from, least: short, per_byte: more.scaled_up(1, u128::from(to - from)) }
     }
 
-    /// Returns the line through the fee that a receipt shows for so many bytes, and a quarter more: prices on L1 change.
+    /// Returns the line through the fee that a receipt shows for this size in bytes, and a quarter more: prices on L1 change.
     pub fn of_receipt(bytes: u64, fee: Wei) -> Self {
         let least = fee.scaled_up(5, 4);
         Self { from: bytes, least, per_byte: least.scaled_up(1, u128::from(bytes.max(1))) }

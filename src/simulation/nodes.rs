@@ -106,10 +106,10 @@ impl SimNodes {
     }
 }
 
-/// What a node does with bytes, whoever still waits for its answer.
 /// The answer to [`Behaviour::Denied`].
 const DENIED: &str = "403 Forbidden";
 
+/// Gives bytes to a node, also where no process waits for its answer any more.
 fn accept(world: &mut World, transactions: &[RawTransaction]) -> Vec<Result<()>> {
     let accept_one = |world: &mut World, signed: &RawTransaction| {
         let is_denied = decode(&signed.bytes).is_some_and(|sent| Body::any(&sent.data, Behaviour::Denied));

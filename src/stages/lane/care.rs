@@ -20,7 +20,7 @@ use crate::stages::lane::term::Term;
 const BLOCKS_BEFORE_REPLACING: u64 = 2;
 /// So many of those that pools have, the lowest, are sent again after `chain.resend_after`.
 const RESENT: usize = 64;
-/// A write that blocks pass over at so many prices above the first is passed over for another reason than its price.
+/// Blocks that pass a write over at this many prices above its first one have another reason than the price.
 const RAISES: usize = 4;
 
 /// What is to be done about a transaction that is in no block.
@@ -141,19 +141,19 @@ impl Term<'_> {
             }
             Need::Price(price) => match self.priced(transaction, price, market) {
                 Ok(fee) => return (Care::Replace(self.repriced(transaction, fee)), None),
-                Err(stuck) => match self.cause_of_route_cap(transaction) {
-                    // Its own cap holds up the others no longer than any refusal.
-                    Some(cause) if place == 0 && self.has_had_patience(transaction) => {
-                        return (Care::Replace(self.cancellation(transaction, Some(cause), market)), None);
+                Err(stuck) => {
+                    let of_route = self.cause_of_route_cap(transaction);
+                    let stuck = of_route.is_none().then_some(stuck);
+                    let cause = match of_route {
+                        // Its own cap holds up the others no longer than any refusal.
+                        Some(cause) => (place == 0 && self.has_had_patience(transaction)).then_some(cause),
+                        None => self.cause_of_passing_over(place, transaction, market),
+                    };
+                    if cause.is_some() {
+                        return (Care::Replace(self.cancellation(transaction, cause, market)), None);
                     }
-                    Some(_) => None,
-                    None => match self.cause_of_passing_over(place, transaction, market) {
-                        Some(cause) => {
-                            return (Care::Replace(self.cancellation(transaction, Some(cause), market)), None);
-                        }
-                        None => Some(stuck),
-                    },
-                },
+                    stuck
+                }
             },
             Need::Person(stuck) => Some(stuck),
         };

@@ -156,15 +156,8 @@ impl InFlight {
         let is_same =
             self.refusal.as_ref().is_some_and(|refusal| refusal.kind.outlives_price()) && !self.is_cancelling();
         if !self.is_dropped() && !is_same {
-            self.pool = PoolStatus::Unknown;
-            self.refusal = None;
+            self.set_status(PoolStatus::Unknown);
         }
-        self.begin_waiting();
-    }
-
-    fn begin_anew(&mut self) {
-        self.pool = PoolStatus::Unknown;
-        self.refusal = None;
         self.begin_waiting();
     }
 
@@ -181,7 +174,8 @@ impl InFlight {
             let again = self.signed.remove(place);
             self.signed.push(again);
             self.failed_cancellations += u32::from(purpose == Purpose::Write);
-            self.begin_anew();
+            self.set_status(PoolStatus::Unknown);
+            self.begin_waiting();
         }
     }
 
@@ -371,7 +365,7 @@ impl InFlight {
         }
     }
 
-    /// The node says something else than that it refuses the newest.
+    /// Sets what is known of the newest, which is no refusal of it.
     fn set_status(&mut self, status: PoolStatus) {
         self.pool = status;
         self.refusal = None;

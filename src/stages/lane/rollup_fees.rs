@@ -62,7 +62,7 @@ impl RollupFees {
         }
     }
 
-    /// Records the fee of a transaction with so many bytes, which counts where the chain has no oracle.
+    /// Records the fee of a transaction of this size in bytes. It counts where the chain has no oracle.
     pub(super) fn record_receipt(&mut self, bytes: u64, fee: Wei) {
         if !matches!(self.source, Source::Oracle(_)) {
             self.fees = Some(L1Fees::of_receipt(bytes, fee));
