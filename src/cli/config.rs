@@ -1,4 +1,4 @@
-//! `chainwriter config show|defaults`
+//! `chainwriter config show|defaults|schema`
 
 use clap::Subcommand;
 use serde_json::Value;
@@ -21,11 +21,14 @@ pub(super) enum Command {
     },
     /// Print every key with its default, unit and range: the documented file.
     Defaults,
+    /// Print the JSON Schema of the configuration (draft 7), with which editors complete and check it.
+    Schema,
 }
 
 pub(super) fn run(command: &Command, source: &Source) -> anyhow::Result<u8> {
     match command {
         Command::Defaults => say(DEFAULTS.trim_end()),
+        Command::Schema => say(serde_json::to_string_pretty(&config::schema())?),
         Command::Show { origin } => {
             for (key, value, from) in config::values(source)? {
                 let Some(value) = toml(&without_secrets(&key, value)) else { continue };

@@ -56,7 +56,7 @@ pub(super) fn read(section: &mut Section<'_>, places: &Places) -> (UriSource, Ac
 /// Reads `uri_file`, or else `uris`, or else `uri`, which has a default.
 fn uri(section: &mut Section<'_>, places: &Places) -> UriSource {
     let one = SecretString::from(section.text("uri").unwrap_or_default());
-    let several = section.take("uris");
+    let several = section.list("uris");
     if let Some(path) = file(section, places, "uri_file") {
         return UriSource::File(path);
     }

@@ -17,7 +17,7 @@ fn bind(mut section: Section<'_>) -> Bind {
     let exchange = section.read("exchange", "the name of an exchange, 1 to 255 bytes", String::new(), |text| {
         Some(text.to_owned()).filter(|text| !text.is_empty() && is_short(text))
     });
-    let routing_keys = match section.take("routing_keys") {
+    let routing_keys = match section.list("routing_keys") {
         None => vec![String::new()],
         Some(value) => {
             let keys = texts(&value).filter(|keys| !keys.is_empty() && keys.iter().all(|key| is_short(key)));

@@ -93,7 +93,7 @@ fn chain_errors(mut section: Section<'_>) -> ErrorTable {
     let mut own: Vec<(String, SendMeaning)> = Vec::new();
     for meaning in SendMeaning::configurable() {
         let word = meaning.as_str();
-        let Some(value) = section.take(word) else { continue };
+        let Some(value) = section.list(word) else { continue };
         let Some(texts) = texts(&value).and_then(|texts| texts.into_iter().collect::<Option<Vec<_>>>()) else {
             section.fault(word, "expected a list of texts");
             continue;

@@ -130,7 +130,7 @@ fn headers(places: &Places, file: &str) -> Result<Headers, String> {
 
 /// Reads a list of URLs, or the environment's text with commas. A fault never repeats what stands there: it may hold a key.
 pub(super) fn urls(section: &mut Section<'_>, key: &'static str, read: impl Fn(&str) -> Option<Url>) -> Vec<Url> {
-    let value = section.take(key).unwrap_or_default();
+    let value = section.list(key).unwrap_or_default();
     let mut urls = Vec::new();
     for (number, text) in (1..).zip(texts(&value).unwrap_or_default()) {
         match text.and_then(&read) {

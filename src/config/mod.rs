@@ -30,8 +30,10 @@ mod policy;
 mod reader;
 mod reload;
 mod routes;
+mod schema;
 pub(crate) mod secrets;
 mod sections;
+mod shape;
 mod signers;
 
 use layers::Layers;
@@ -40,6 +42,7 @@ use sections::Bases;
 pub use chain::HIGHEST_FEE;
 pub use layers::Origin;
 pub use reload::Reloaded;
+pub use schema::schema;
 pub(crate) use secrets::Places;
 pub use signers::SignerSection;
 

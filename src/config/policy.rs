@@ -52,7 +52,7 @@ fn wei_or_off(section: &mut Section<'_>, key: &'static str) -> Option<Wei> {
 
 fn allowed(mut section: Section<'_>) -> Allowed {
     let to = section.address("to", "an address");
-    let functions = section.take("functions").map(|functions| named(&mut section, &functions));
+    let functions = section.list("functions").map(|functions| named(&mut section, &functions));
     Allowed { to, functions }
 }
 

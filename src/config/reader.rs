@@ -7,6 +7,7 @@ use std::time::Duration;
 use serde_json::{Map, Value};
 use url::Url;
 
+use crate::config::shape::{Shape, Shapes};
 use crate::model::Address;
 
 pub(super) const MS: Duration = Duration::from_millis(1);
@@ -15,16 +16,24 @@ pub(super) const MINUTE: Duration = Duration::from_secs(60);
 pub(super) const HOUR: Duration = Duration::from_secs(3600);
 pub(super) const DAY: Duration = Duration::from_secs(86_400);
 
+/// What was found while reading: faults, and which keys there are.
 #[derive(Debug, Default)]
-pub(super) struct Findings(Vec<String>);
+pub(super) struct Findings {
+    faults: Vec<String>,
+    shapes: Shapes,
+}
 
 impl Findings {
     pub(super) fn add(&mut self, key: &str, problem: impl Display) {
-        self.0.push(format!("- {key}: {problem}"));
+        self.faults.push(format!("- {key}: {problem}"));
     }
 
     pub(super) fn into_lines(self) -> Vec<String> {
-        self.0
+        self.faults
+    }
+
+    pub(super) fn into_shapes(self) -> Shapes {
+        self.shapes
     }
 }
 
@@ -102,8 +111,17 @@ impl<'f> Section<'f> {
 
     /// Makes keys known that only some of the other keys make sense with.
     pub(super) fn allow(&mut self, keys: &[&'static str]) {
-        let new = keys.iter().filter(|key| !self.known.contains(key)).copied().collect::<Vec<_>>();
-        self.known.extend(new);
+        for key in keys {
+            self.note(key, Shape::Any);
+            if !self.known.contains(key) {
+                self.known.push(key);
+            }
+        }
+    }
+
+    /// Notes what a key takes. The most exact note counts, and the first of those that are as exact.
+    fn note(&mut self, key: &'static str, shape: Shape) {
+        self.findings.shapes.note(&self.name, key, shape);
     }
 
     pub(super) fn name(&self) -> &str {
@@ -131,8 +149,15 @@ impl<'f> Section<'f> {
         self.keys.remove(key).filter(|value| !value.is_null())
     }
 
+    /// Takes the value of a key that has a list of texts.
+    pub(super) fn list(&mut self, key: &'static str) -> Option<Value> {
+        self.note(key, Shape::Texts);
+        self.take(key)
+    }
+
     /// Takes the key's value as text, numbers included: the environment knows only texts.
     pub(super) fn text(&mut self, key: &'static str) -> Option<String> {
+        self.note(key, Shape::Single { expected: None });
         match self.take(key)? {
             Value::String(text) => Some(text),
             Value::Number(number) => Some(number.to_string()),
@@ -152,6 +177,7 @@ impl<'f> Section<'f> {
         stand_in: T,
         read: impl FnOnce(&str) -> Option<T>,
     ) -> T {
+        self.note(key, Shape::Single { expected: Some(expected.to_owned()) });
         let Some(text) = self.text(key) else {
             self.fault(key, format!("is not set; expected {expected}"));
             return stand_in;
@@ -168,6 +194,7 @@ impl<'f> Section<'f> {
     where
         T: std::str::FromStr + PartialOrd + Display + Copy,
     {
+        self.note(key, Shape::number(&range, false));
         let expected = format!("a number from {} to {}", range.start(), range.end());
         self.read(key, &expected, *range.start(), |text| number_in(&range, text))
     }
@@ -177,6 +204,7 @@ impl<'f> Section<'f> {
     where
         T: std::str::FromStr + PartialOrd + Display + Copy,
     {
+        self.note(key, Shape::number(&range, true));
         let expected = format!("a number from {} to {}, or \"off\"", range.start(), range.end());
         self.read(key, &expected, None, |text| or_off(text, |text| number_in(&range, text)))
     }
@@ -184,12 +212,14 @@ impl<'f> Section<'f> {
     pub(super) fn duration(&mut self, key: &'static str, range: RangeInclusive<Duration>) -> Duration {
         let of = |duration: &Duration| humantime::format_duration(*duration).to_string();
         let expected = format!("a duration from {} to {}, such as \"30s\"", of(range.start()), of(range.end()));
+        self.note(key, Shape::Duration { expected: expected.clone() });
         let within = |text: &str| humantime::parse_duration(text).ok().filter(|duration| range.contains(duration));
         self.read(key, &expected, *range.start(), within)
     }
 
     pub(super) fn address(&mut self, key: &'static str, expected: &str) -> Address {
         let expected = format!("{expected}, 0x and 40 hexadecimal digits");
+        self.note(key, Shape::Address);
         self.read(key, &expected, Address([0; 20]), |text| text.parse().ok())
     }
 
@@ -197,6 +227,7 @@ impl<'f> Section<'f> {
     pub(super) fn choice<T: Copy>(&mut self, key: &'static str, choices: &[(&str, T)]) -> T {
         let words: Vec<_> = choices.iter().map(|(word, _)| format!("{word:?}")).collect();
         let expected = words.join(" or ");
+        self.note(key, Shape::Words(choices.iter().map(|(word, _)| (*word).to_owned()).collect()));
         let first = choices.first().expect("a choice has something to choose from").1;
         let find = |text: &str| choices.iter().find(|(word, _)| *word == text).map(|(_, value)| *value);
         self.read(key, &expected, first, find)

@@ -235,7 +235,7 @@ fn many(section: &mut Section<'_>, call: &Call, abi: Option<&AbiFile>, pays: boo
 
 fn errors(section: &mut Section<'_>) -> Errors {
     let mut errors = Errors::default();
-    let Some(value) = section.take("errors") else { return errors };
+    let Some(value) = section.list("errors") else { return errors };
     let Some(signatures) = texts(&value) else {
         section.fault("errors", "must list signatures, such as [\"InsufficientBalance(uint256,uint256)\"]");
         return errors;

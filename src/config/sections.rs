@@ -43,20 +43,25 @@ pub(super) struct Bases<'b> {
 
 /// Reads all sections, and collects every fault.
 pub(super) fn read(values: Value, bases: &Bases<'_>) -> Result<Settings, Faults> {
-    let prints = prints(&values);
+    let (settings, findings) = read_all(&values, bases);
+    match findings.into_lines() {
+        faults if faults.is_empty() => Ok(settings),
+        faults => Err(Faults(faults)),
+    }
+}
+
+/// Reads all sections. With faults, settings have stand-ins.
+pub(super) fn read_all(values: &Value, bases: &Bases<'_>) -> (Settings, Findings) {
     let mut tables = values.as_object().cloned().unwrap_or_else(Map::new);
     let mut findings = Findings::default();
-    let settings = settings(&mut tables, bases, prints, &mut findings);
+    let settings = settings(&mut tables, bases, prints(values), &mut findings);
     for (key, problem) in settings.contradictions() {
         findings.add(key, problem);
     }
     for name in tables.keys() {
         findings.add(name, "is not a section; see worker.toml for those there are");
     }
-    match findings.into_lines() {
-        faults if faults.is_empty() => Ok(settings),
-        faults => Err(Faults(faults)),
-    }
+    (settings, findings)
 }
 
 /// Takes every section that there is out of the tables.

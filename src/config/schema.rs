@@ -1,0 +1,231 @@
+//! The JSON Schema of `worker.toml`, for editors: made by reading configurations that use every key, with what the documented
+//! file says of each.
+
+use std::collections::BTreeMap;
+use std::path::Path;
+
+use config::{Environment, FileFormat};
+use serde_json::{Map, Value, json};
+
+use crate::config::DEFAULTS;
+use crate::config::layers::Layers;
+use crate::config::secrets::Places;
+use crate::config::sections::{Bases, read_all};
+use crate::config::shape::Shapes;
+
+/// What makes the readers of keys run that are read in some configurations alone. Faults do not matter here.
+const VARIANTS: [&str; 7] = [
+    "[write]\nmode = \"data\"\n[[bind]]\n[[policy.allow]]\n[[dead.replay]]\n[[chain.endpoint]]\nurl = \"http://a\"",
+    "[broker]\nauth = \"oauth2\"\ntoken_url = \"https://a\"\n[write]\nmode = \"call\"\nabi = \"/\"\nfunction = \"f()\"\n[[signer]]\nkeystore = \"a\"",
+    "[write]\nmode = \"record\"\n[[signer]]\nurl = \"http://a\"\naddress = \"0x00000000000000000000000000000000000000aa\"",
+    "[[route]]\nmode = \"data\"",
+    "[[route]]\nmode = \"call\"\nfunction = \"f()\"",
+    "[[route]]\nmode = \"record\"",
+    "[[route]]\nmode = \"transaction\"",
+];
+
+/// Returns the schema (draft 7).
+pub fn schema() -> Value {
+    let mut shapes = Shapes::default();
+    let places = Places::default();
+    for variant in VARIANTS {
+        let file = Some((Path::new("variant"), variant));
+        let no_environment = Environment::with_prefix("CHAINWRITER_SCHEMA_READS_NONE");
+        let Ok(layers) = Layers::of(file, no_environment, std::iter::empty()) else { continue };
+        let (_, findings) = read_all(&layers.merged, &Bases { folder: Path::new(""), places: &places });
+        shapes.join(findings.into_shapes());
+    }
+    let comments = comments();
+    let mut root = table("chainwriter", "The configuration of a chainwriter worker.");
+    for (section, keys) in shapes.sections() {
+        let table = section_in(&mut root, section, &comments);
+        for (key, shape) in keys {
+            let mut members = shape.members();
+            let described = [section, "write"].iter().find_map(|section| comments.get(&path(section, key)));
+            if let Some(comment) = described {
+                members.insert("description".to_owned(), json!(comment));
+            }
+            if let Some(default) = default_of(section, key) {
+                members.insert("default".to_owned(), default);
+            }
+            // A list of tables has its own section.
+            table.entry(*key).or_insert(Value::Object(members));
+        }
+    }
+    root
+}
+
+fn table(title: &str, description: &str) -> Value {
+    json!({
+        "$schema": "http://json-schema.org/draft-07/schema#",
+        "title": title,
+        "description": description,
+        "type": "object",
+        "additionalProperties": false,
+        "properties": {},
+    })
+}
+
+/// Returns the properties of a section, which is made with those it stands in.
+fn section_in<'r>(
+    root: &'r mut Value,
+    section: &str,
+    comments: &BTreeMap<String, String>,
+) -> &'r mut Map<String, Value> {
+    let mut at = root;
+    let mut so_far = String::new();
+    for part in section.split('.') {
+        let name = part.trim_end_matches("[]");
+        so_far = if so_far.is_empty() { name.to_owned() } else { format!("{so_far}.{name}") };
+        let is_list = part.ends_with("[]");
+        let made = || {
+            let mut made = json!({ "type": "object", "additionalProperties": false, "properties": {} });
+            if is_list {
+                made = json!({ "type": "array", "items": made });
+            }
+            if let Some(comment) = comments.get(&so_far) {
+                made["description"] = json!(comment);
+            }
+            made
+        };
+        // A reader may have noted the list as a key of its section before.
+        let entry = &mut at["properties"][name];
+        if entry.get("items").is_none() && entry.get("properties").is_none() {
+            *entry = made();
+        }
+        at = if is_list { &mut entry["items"] } else { entry };
+    }
+    properties(at)
+}
+
+fn properties(table: &mut Value) -> &mut Map<String, Value> {
+    table["properties"].as_object_mut().expect("each table is made with its properties")
+}
+
+fn path(section: &str, key: &str) -> String {
+    format!("{}.{key}", section.replace("[]", ""))
+}
+
+/// Returns what the documented file says of each section and of each key, by their paths.
+fn comments() -> BTreeMap<String, String> {
+    let (mut comments, mut section) = (BTreeMap::new(), String::new());
+    let (mut comment, mut last) = (Vec::new(), String::new());
+    for line in DEFAULTS.lines() {
+        let bare = line.trim_start_matches("# ");
+        let header = bare.strip_prefix('[').map(|rest| rest.trim_matches(['[', ']']));
+        let key = bare.split_once(" = ").map(|(key, _)| key).filter(|key| is_name(key));
+        match (header, key) {
+            (Some(name), _) if is_name(name) => {
+                section = name.to_owned();
+                let said = std::mem::take(&mut comment).join(" ");
+                comments.entry(section.clone()).or_insert(said);
+            }
+            (_, Some(key)) => {
+                if !comment.is_empty() {
+                    last = std::mem::take(&mut comment).join(" ");
+                }
+                comments.entry(format!("{section}.{key}")).or_insert_with(|| last.clone());
+            }
+            _ if line.starts_with('#') => comment.push(line.trim_start_matches('#').trim()),
+            _ => comment.clear(),
+        }
+    }
+    comments.retain(|_, comment| !comment.is_empty());
+    comments
+}
+
+fn is_name(text: &str) -> bool {
+    text.chars().all(|character| character.is_ascii_lowercase() || matches!(character, '_' | '.'))
+}
+
+fn default_of(section: &str, key: &str) -> Option<Value> {
+    let text = config::File::from_str(DEFAULTS, FileFormat::Toml);
+    let defaults: Value = config::Config::builder().add_source(text).build().ok()?.try_deserialize().ok()?;
+    let found = section.split('.').try_fold(&defaults, |at, name| at.get(name))?.get(key)?;
+    (!found.is_object()).then(|| found.clone())
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeSet;
+
+    use super::*;
+    use crate::support::documents::compare;
+
+    fn toml(text: &str) -> Value {
+        let text = config::File::from_str(text, FileFormat::Toml);
+        config::Config::builder().add_source(text).build().unwrap().try_deserialize().unwrap()
+    }
+
+    fn faults(text: &str) -> Vec<String> {
+        let validator = jsonschema::validator_for(&schema()).unwrap();
+        validator.iter_errors(&toml(text)).map(|fault| fault.to_string()).collect()
+    }
+
+    /// Returns the paths of all keys that are no tables.
+    fn keys(table: &Value, path: &str, into: &mut BTreeSet<String>) {
+        for (name, of) in table["properties"].as_object().unwrap() {
+            let path = if path.is_empty() { name.clone() } else { format!("{path}.{name}") };
+            match of.get("items").filter(|items| items.get("properties").is_some()).or(Some(of)) {
+                Some(table) if table.get("properties").is_some() => keys(table, &path, into),
+                _ => _ = into.insert(path),
+            }
+        }
+    }
+
+    #[test]
+    fn the_documented_schema_is_made_of_what_reads_the_configuration() {
+        compare("schemas/worker.v1.json", &format!("{}\n", serde_json::to_string_pretty(&schema()).unwrap()));
+    }
+
+    #[test]
+    fn every_documented_key_is_in_the_schema_and_every_one_of_it_is_documented() {
+        let mut known = BTreeSet::new();
+        keys(&schema(), "", &mut known);
+        let documented: BTreeSet<_> = comments().into_keys().collect();
+        // A route takes what [write] has; the certificates of an endpoint are those of a signer.
+        let stands_elsewhere = |path: &str| {
+            let (section, key) = path.rsplit_once('.').unwrap();
+            let of = |other: &str| documented.contains(&format!("{other}.{key}"));
+            section == "route" && of("write")
+                || section == "write" && of("route")
+                || section == "policy.allow"
+                || section == "chain.errors"
+        };
+        let silent: Vec<_> =
+            known.iter().filter(|path| !documented.contains(*path) && !stands_elsewhere(path)).collect();
+        assert!(silent.is_empty(), "not in worker.toml: {silent:?}");
+        let sections: BTreeSet<_> = known.iter().map(|path| path.rsplit_once('.').unwrap().0.to_owned()).collect();
+        let is_table =
+            |path: &str| sections.iter().any(|section| section == path || section.starts_with(&format!("{path}.")));
+        let lost: Vec<_> = documented.iter().filter(|path| !known.contains(*path) && !is_table(path)).collect();
+        assert!(lost.is_empty(), "not in the schema: {lost:?}; its readers need a variant");
+    }
+
+    #[test]
+    fn the_documented_file_keeps_to_the_schema_and_slips_do_not() {
+        assert_eq!(faults(DEFAULTS), Vec::<String>::new());
+        for fine in [
+            "[chain]\nid = 1\nfinality = 12",
+            "[limits]\nin_flight = \"off\"",
+            "[[route]]\nmode = \"call\"\narguments = [1, \"json:/a\"]",
+        ] {
+            assert_eq!(faults(fine), Vec::<String>::new(), "{fine}");
+        }
+        for slip in [
+            "[broker]\nprefetsch = 5",
+            "[broker]\nprefetch = 0",
+            "[broker]\ntopology = \"maybe\"",
+            "[broker]\nmax_hold = 15",
+            "[broker]\nsingle_active_consumer = \"yes\"",
+            "[brokers]\nqueue = \"q\"",
+            "[write]\nto = \"0x12\"",
+            "[[route]]\nname = \"a\"\nqueue = \"q\"",
+            "[limits]\nin_flight = \"on\"",
+            "[request]\nid = [1]",
+            "[[bind]]\nrouting_keys = [1]",
+        ] {
+            assert_eq!(faults(slip).len(), 1, "{slip}: {:?}", faults(slip));
+        }
+    }
+}
