@@ -153,13 +153,20 @@ fn table<N: AsRef<str>>(arguments: &[(N, Argument)]) -> FieldTable {
 fn fault(object: &str, name: &str, error: &lapin::Error) -> String {
     let detail = broker_detail(error);
     let remedy = if detail.contains("NOT_FOUND") {
-        "make it with `chainwriter topology apply`, or set broker.topology = \"declare\""
+        "make it with `chainwriter topology apply`, or set broker.topology = \"declare\"".to_owned()
+    } else if detail.contains("PRECONDITION_FAILED") && detail.contains("x-queue-type") {
+        format!(
+            "it was made as another type of queue, which no command changes: read what is in it if you want that, delete it \
+             (`rabbitmqctl delete_queue {name} -p VHOST`), and run `chainwriter topology apply`"
+        )
     } else if detail.contains("PRECONDITION_FAILED") || detail.contains("inequivalent") {
         "it exists with other arguments: move its messages away, delete it, and run `chainwriter topology apply`"
+            .to_owned()
     } else if detail.contains("ACCESS_REFUSED") {
         "give the user the missing right, or have an operator run `chainwriter topology apply` and set broker.topology = \"verify\""
+            .to_owned()
     } else {
-        "see the broker's log"
+        "see the broker's log".to_owned()
     };
     format!("- {object} {name}: {detail}; {remedy}")
 }

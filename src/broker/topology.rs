@@ -180,7 +180,12 @@ impl Topology {
             ),
             queue(
                 &self.names.unrouted(),
-                vec![("x-max-length", Argument::Number(UNROUTED_EVENTS)), ("x-overflow", text("drop-head"))],
+                vec![
+                    quorum(),
+                    ("x-max-length", Argument::Number(UNROUTED_EVENTS)),
+                    ("x-overflow", text("drop-head")),
+                    ("x-delivery-limit", Argument::Number(HIGH_DELIVERY_LIMIT)),
+                ],
             ),
         ];
         queues.extend(self.delays.iter().map(|delay| {
@@ -264,6 +269,15 @@ mod tests {
                 "acme.writes.wait.250ms",
             ]
         );
+    }
+
+    /// A queue without a type gets the virtual host's default, which may change, and a classic one is away with its node.
+    #[test]
+    fn every_queue_is_quorum_and_says_so() {
+        let quorum = ("x-queue-type", Argument::Text("quorum".to_owned()));
+        for queue in topology().queues() {
+            assert!(queue.arguments.contains(&quorum), "{}", queue.name);
+        }
     }
 
     #[test]
