@@ -184,7 +184,7 @@ impl Edit<'_> {
     async fn check_replay(&self, letter: &Letter, id: RequestId) -> anyhow::Result<Check> {
         let standing = self.session.guard.standing(letter).await?;
         // The edit may have fixed what kept it from being a request.
-        let answer = assess(&Letter { refusal: None, ..letter.clone() }, &standing);
+        let answer = assess(&Letter { refusal: None, ends: None, ..letter.clone() }, &standing);
         match (&answer, answer.action()) {
             (Answer::OtherBody, _) | (_, Action::Replay) => {}
             (_, Action::IfForgotten) if self.arguments.even_forgotten => {}

@@ -9,6 +9,7 @@ use crate::model::{
 };
 use crate::policy::admission::{AdmissionRules, Candidate, admit, sheltered};
 use crate::policy::letters::origin::{by_default_exchange, deaths, has_expired, origin_in};
+use crate::policy::lifetime::Lifetime;
 use crate::policy::routes::depends_on_key;
 
 mod origin;
@@ -40,6 +41,8 @@ pub struct Letter {
     pub lacks_origin: bool,
     /// Why intake would refuse it; none where it would not.
     pub refusal: Option<Cause>,
+    /// The end of its use by its own header, which a replay keeps.
+    pub ends: Option<Timestamp>,
 }
 
 impl Letter {
@@ -59,6 +62,7 @@ impl Letter {
             Ok(candidate) => (Some(candidate.id), None),
             Err(refusal) => (refusal.id, Some(refusal.cause)),
         };
+        let lifetime = Lifetime::read(&published, true, None).unwrap_or_default();
         // The broker's own letters have headers of ours only from an earlier copy, or from a producer who made them up.
         let ours = |name| text(name).filter(|_| !is_of_broker);
         let refused_as = ours(header::REQUEST_ID).and_then(|id| RequestId::new(&id).ok());
@@ -81,6 +85,7 @@ impl Letter {
             origin,
             lacks_origin,
             refusal,
+            ends: lifetime.ends(Timestamp(0)),
         }
     }
 

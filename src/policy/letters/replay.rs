@@ -24,6 +24,7 @@ pub struct Standing {
     /// The journal forgets what ended before this.
     pub forgets_before: Timestamp,
     pub recovery: Option<LastRecovery>,
+    pub now: Timestamp,
 }
 
 impl Standing {
@@ -60,6 +61,8 @@ pub enum Answer {
     /// The request was sent back with another body.
     Superseded,
     NoRequest(Cause),
+    /// Its header says that it was of use until then.
+    TooOld(Timestamp),
     /// A route depends on its routing key, and the letter does not say that.
     UnknownOrigin,
     IdOfAnother,
@@ -83,8 +86,16 @@ pub enum Action {
     Leave,
 }
 
-/// Decides by invariant 8: a request that the journal calls dead has no transaction that could land.
+/// Decides by invariant 8: a request that the journal calls dead has no transaction that could land. What may go back and is
+/// too old by then stays: intake would only refuse it.
 pub fn assess(letter: &Letter, standing: &Standing) -> Answer {
+    match (safety(letter, standing), letter.ends) {
+        (Answer::Safe | Answer::NeverTakenIn, Some(ends)) if ends <= standing.now => Answer::TooOld(ends),
+        (answer, _) => answer,
+    }
+}
+
+fn safety(letter: &Letter, standing: &Standing) -> Answer {
     if letter.lacks_origin {
         return Answer::UnknownOrigin;
     }
@@ -167,6 +178,7 @@ impl Answer {
             Self::OnItsWay => ("on_its_way", Action::IfAgain),
             Self::Superseded => ("superseded", Action::Leave),
             Self::NoRequest(_) => ("no_request", Action::Leave),
+            Self::TooOld(_) => ("too_old", Action::Leave),
             Self::UnknownOrigin => ("unknown_origin", Action::Leave),
             Self::IdOfAnother => ("id_of_another", Action::Leave),
             Self::Written => ("written", Action::Leave),
@@ -189,6 +201,12 @@ impl Answer {
         let sentence = match self {
             Self::NoRequest(cause) => {
                 return format!("of no use as it stands: it would be refused again ({cause}). Fix it with `dead edit`");
+            }
+            Self::TooOld(ends) => {
+                return format!(
+                    "of no use as it stands: its header cw-not-after is {ends}, so it would be invalid.expired again. If it is \
+                     wanted after all, set a later time or remove the header with `dead edit`; if not, `dead discard` it"
+                );
             }
             Self::UnderWay(state) => {
                 return format!(
@@ -299,9 +317,25 @@ mod tests {
         };
         let during = |standing| recovery(standing, None);
         let after = |standing| recovery(standing, Some(over));
+        let old = Letter { ends: Some(Timestamp(80)), ..reverted(0) };
+        let late = |standing| Standing { now: Timestamp(80), ..standing };
         let landing = Standing { may_land: Some("nonce 7 is live".to_owned()), ..known(S::Dead, 0) };
         let cases = [
             ("dead", reverted(0), known(S::Dead, 0), "safe"),
+            ("dead, and too old by its header", old.clone(), late(known(S::Dead, 0)), "too_old"),
+            (
+                "dead, and not too old yet",
+                Letter { ends: Some(Timestamp(81)), ..reverted(0) },
+                late(known(S::Dead, 0)),
+                "safe",
+            ),
+            ("too old, and written", old.clone(), late(known(S::Final, 0)), "written"),
+            (
+                "too old, and its letter is the retry",
+                Letter { class: "broker".to_owned(), ..old },
+                late(known(S::RetryWaiting, 0)),
+                "lost_retry",
+            ),
             ("dead, its confirm not noted yet", reverted(0), known(S::DeadPending, 0), "safe"),
             ("its replay never got in", reverted(1), known(S::Dead, 0), "safe"),
             ("dead, but something may land", reverted(0), landing, "may_land"),

@@ -52,11 +52,12 @@ impl ReplayGuard {
 
     /// Reads what the journal knows of a letter's request.
     pub async fn standing(&self, letter: &Letter) -> Result<Standing, JournalError> {
-        let forgets_before = Timestamp::now().before(self.retention);
+        let now = Timestamp::now();
+        let forgets_before = now.before(self.retention);
         let last = self.journal.last_deed(&letter.key).await?;
         let (is_sent_back, is_edited) = (last == Some(Deed::SentBack), last == Some(Deed::Edited));
         let recovery = self.journal.last_recovery().await?;
-        let mut standing = Standing { is_sent_back, is_edited, forgets_before, recovery, ..Standing::default() };
+        let mut standing = Standing { is_sent_back, is_edited, forgets_before, recovery, now, ..Standing::default() };
         if let Some(id) = &letter.id {
             standing.known = self.journal.standings(vec![id.clone()]).await?.pop().map(|(_, known)| known);
             standing.may_land = self.journal.history(id).await?.as_ref().and_then(may_land);

@@ -202,6 +202,11 @@ async fn what_is_too_old_is_never_written_whoever_finds_it() {
         ("sent-long-ago", "invalid.expired"),
     ];
     assert_eq!(causes, expected.map(|(id, cause)| (id.to_owned(), cause.to_owned())));
+    let (code, text) = home.command(BINARY, &["dead", "replay", "late", "--yes"]).await;
+    assert!(
+        code == 2 && text.contains("would be invalid.expired again") && text.contains("`dead edit`"),
+        "{code}: {text}"
+    );
     // An operator wants this one after all.
     let replay = ["dead", "replay", "--cause", "broker.expired", "--reason", "wanted", "--yes"];
     let (code, text) = home.command(BINARY, &replay).await;
