@@ -4,8 +4,10 @@ use clap::Subcommand;
 use serde_json::json;
 
 use crate::broker::{self, Role, TopologyMode, Use};
-use crate::cli::{exit, say};
+use crate::cli::{check_reason, complain, exit, operator, say};
 use crate::config::Settings;
+use crate::journal::JournalError;
+use crate::model::{Act, Order};
 use crate::policy::replies::Allowed;
 
 #[derive(Debug, Subcommand)]
@@ -17,7 +19,11 @@ pub(super) enum Command {
         vhost: String,
     },
     /// Make what is missing; report what is other than it must be.
-    Apply,
+    Apply {
+        /// Why; stands in `log`.
+        #[arg(long, default_value = "", hide_default_value = true)]
+        reason: String,
+    },
     /// Print the least rights of each user as commands of `rabbitmqctl`: of the worker, of operators, of the one who runs `topology
     /// apply`, and of producers.
     Permissions {
@@ -45,9 +51,11 @@ pub(super) async fn run(command: Command, settings: &Settings) -> anyhow::Result
     let broker = &settings.broker;
     match command {
         Command::Print { vhost } => say(serde_json::to_string_pretty(&broker.topology.definitions(&vhost))?),
-        Command::Apply => {
+        Command::Apply { reason } => {
+            check_reason(&reason)?;
             let vhost = broker::check(broker, TopologyMode::Declare).await?;
             say(format_args!("the topology of {} is in place on virtual host {vhost}", broker.topology.names.work));
+            note(settings, &vhost, reason).await;
         }
         Command::Permissions { vhost, role, user, json } => {
             let roles = Role::ALL.into_iter().filter(|one| role.is_none_or(|only| only == *one));
@@ -61,6 +69,22 @@ pub(super) async fn run(command: Command, settings: &Settings) -> anyhow::Result
         }
     }
     Ok(exit::OK)
+}
+
+/// Notes it in the log of operators. Before the first start there is no journal yet, and the user who makes the broker's
+/// objects may have no right to it: the topology is in place all the same.
+async fn note(settings: &Settings, vhost: &str, reason: String) {
+    let detail = format!("{} on virtual host {vhost}", settings.broker.topology.names.work);
+    let noted = async {
+        let journal = settings.journal.address.open_existing().await?;
+        let noted = journal.note(Act::ApplyTopology, Order::new(operator(), reason), detail).await;
+        journal.close().await;
+        noted
+    };
+    match noted.await {
+        Ok(()) | Err(JournalError::Missing { .. }) => {}
+        Err(error) => complain(format_args!("this is not in `chainwriter log`: {error}")),
+    }
 }
 
 struct User {

@@ -1,4 +1,4 @@
-//! The log of what operators did. Each entry is stored in the transaction that does it: nothing is done without one.
+//! The log of what operators did. Each entry is stored in the transaction that does it: nothing is done to the journal without one.
 
 use std::borrow::Cow;
 
@@ -36,6 +36,8 @@ pub struct Subject {
 }
 
 impl Subject {
+    const NONE: &Self = &Self { request: None, account: None, route: None };
+
     pub fn request(id: impl Into<String>) -> Self {
         Self { request: Some(id.into()), ..Self::default() }
     }
@@ -57,12 +59,21 @@ pub struct LogFilter {
 pub trait OperatorLog: Send + Sync {
     /// Returns up to `most` entries, the newest of those that fit, oldest first.
     async fn log(&self, filter: LogFilter, most: u32) -> Result<Vec<LogEntry>>;
+    /// Notes what was done outside the journal, once it is done.
+    async fn note(&self, what: Act, order: Order, detail: String) -> Result<()>;
 }
 
 #[async_trait]
 impl<D: Database> OperatorLog for SqlJournal<D> {
     async fn log(&self, filter: LogFilter, most: u32) -> Result<Vec<LogEntry>> {
         self.read((filter, most), |connection, (filter, most)| Box::pin(entries(connection, filter, *most))).await
+    }
+
+    async fn note(&self, what: Act, order: Order, detail: String) -> Result<()> {
+        let noted = self.write((what, order, detail), |connection, (what, order, detail)| {
+            Box::pin(record(connection, Timestamp::now(), (*what, order), Subject::NONE, detail))
+        });
+        noted.await
     }
 }
 
@@ -189,15 +200,17 @@ pub(crate) mod contract {
         assert!(!journal.end_recovery(Order::new("bob", "")).await.unwrap());
         journal.accept_foreign(account, Nonce(4), Order::new("bob", "a wallet")).await.unwrap();
         journal.adopt(Order::new("eve", "moved")).await.unwrap();
+        journal.note(Act::ApplyTopology, Order::new("eve", "new delays"), "on /".to_owned()).await.unwrap();
         let all = [
             "cancel ann@h a wrong".to_owned(),
             "recover bob  lost".to_owned(),
             "recover_end bob".to_owned(),
             format!("recover_foreign_below bob {address} a wallet"),
             "recover_adopt eve  moved".to_owned(),
+            "topology_apply eve  new delays".to_owned(),
         ];
         assert_eq!(shown(journal, LogFilter::default(), 9).await, all, "what changed nothing is not logged");
-        assert_eq!(shown(journal, LogFilter::default(), 2).await, all[3..], "the newest");
+        assert_eq!(shown(journal, LogFilter::default(), 2).await, all[4..], "the newest");
         for (filter, expected) in [
             (LogFilter { what: Some(Act::Cancel), ..LogFilter::default() }, &all[..1]),
             (LogFilter { by: Some("ann".to_owned()), ..LogFilter::default() }, &all[..1]),
@@ -214,6 +227,6 @@ pub(crate) mod contract {
         assert_eq!(first[0].by, root, "whole");
         let later = Timestamp::now().after(Duration::from_secs(60));
         assert_eq!(journal.prune(later, 3).await.unwrap(), 3, "a few at a time");
-        assert_eq!(journal.prune(later, 9).await.unwrap(), 2);
+        assert_eq!(journal.prune(later, 9).await.unwrap(), 3);
     }
 }

@@ -74,6 +74,7 @@ words!(
         EndRecovery = "recover_end",
         AcceptForeign = "recover_foreign_below",
         Adopt = "recover_adopt",
+        ApplyTopology = "topology_apply",
     }
 );
 
