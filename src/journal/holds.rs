@@ -6,6 +6,7 @@
 
 use std::collections::BTreeSet;
 use std::sync::Arc;
+use std::time::Duration;
 
 use async_trait::async_trait;
 use serde::{Deserialize, Serialize};
@@ -21,6 +22,9 @@ use crate::journal::signed::NewTransaction;
 use crate::model::operator::text_of;
 use crate::model::words::words;
 use crate::model::{Act, Address, Operator, Order, Timestamp};
+
+/// Incidents and maintenance seldom take longer than a day.
+const OLD: Duration = Duration::from_secs(24 * 3600);
 
 /// Names what an operator can hold.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -67,6 +71,11 @@ impl Hold {
     /// Returns what is held, since when, by whom and why.
     pub fn text(&self) -> String {
         text_of(&format!("{} is held since {}", self.scope_text(), self.since), &self.by.to_string(), &self.reason)
+    }
+
+    /// Returns whether it stands for so long that it may be forgotten: as long as the alert for it takes.
+    pub fn is_old(&self, now: Timestamp) -> bool {
+        self.since.until(now) > OLD
     }
 
     pub fn covers(&self, account: AccountId, route: &str) -> bool {

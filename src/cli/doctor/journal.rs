@@ -73,7 +73,8 @@ fn held(hold: &Hold) -> Finding {
         (None, Some(route)) => format!(" --route {route}"),
         (None, None) => String::new(),
     };
-    Finding::warn("hold", format!("{}; nothing new is signed for it", hold.text()))
+    let old = if hold.is_old(Timestamp::now()) { "; that is more than a day ago: is it forgotten?" } else { "" };
+    Finding::warn("hold", format!("{}; nothing new is signed for it{old}", hold.text()))
         .remedy(format!("when it is over: chainwriter release{option} --reason TEXT"))
 }
 

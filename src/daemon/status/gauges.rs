@@ -62,8 +62,10 @@ fn set_lane(gauges: &Gauges, lane: &LaneReport, at: Timestamp) {
 
 fn set_journal(gauges: &Gauges, journal: &JournalOverview) {
     for kind in HoldKind::ALL {
-        let count = journal.holds.iter().filter(|hold| hold.kind() == kind).count();
-        gauges.holds.set([kind.as_str()], count as f64);
+        let of_kind = || journal.holds.iter().filter(|hold| hold.kind() == kind);
+        let oldest = of_kind().map(|hold| hold.since.age()).max().unwrap_or_default();
+        gauges.holds.set([kind.as_str()], of_kind().count() as f64);
+        gauges.hold_age.set([kind.as_str()], oldest.as_secs_f64());
     }
     for account in &journal.accounts {
         let address = account.address.to_string();

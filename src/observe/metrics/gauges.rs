@@ -78,5 +78,6 @@ gauges! {
         "For how long the first in line of them has been in this state";
     holds = "holds" by ["scope"],
         "Holds of operators that stand, of all instances: everything, account, route";
+    hold_age = "hold_oldest_age_seconds" by ["scope"], "For how long the oldest hold of this scope stands; 0 without one";
     outbox = "outbox_events" by ["account"], "Events without a publisher confirm; of all instances";
 }
