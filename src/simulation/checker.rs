@@ -27,6 +27,8 @@ const OF_POOLS: [&str; 4] = ["nonce too", "known", "txpool is full", "too distan
 const DROPS: u32 = 3;
 /// Answers that are kept of one transaction.
 const SAID: usize = 16;
+/// A host may be frozen, and its journal or signer slow, between its look at the clock and its commit.
+const SIGNED_LATE_MS: u64 = 30_000;
 /// Signed transactions of one nonce at most, writes and cancellations each.
 const SIGNED_PER_NONCE: usize = 33;
 /// The same of fillers, by all terms together.
@@ -107,6 +109,9 @@ impl World {
             if fee.ceiling().0 > HIGHEST_FEE {
                 self.violated(format!("money: {} offers {}", signed.hash, fee.ceiling()));
             }
+            if kind == Purpose::Write {
+                self.check_lifetimes(store, signed.hash);
+            }
             let of_nonce = record.signed.iter().filter(|other| (other.account, other.nonce) == (account, nonce));
             let of_kind: Vec<_> = of_nonce.filter(|other| other.kind == kind).collect();
             if of_kind.len() > SIGNED_PER_NONCE {
@@ -139,6 +144,25 @@ impl World {
         }
         if let Some(((_, nonce), count)) = fillers.into_iter().find(|(_, count)| *count > FILLERS_PER_GAP) {
             self.violated(format!("money: {count} fillers are signed for nonce {nonce}"));
+        }
+    }
+
+    /// Nothing is signed for a request whose time is over, unless something was signed for it before.
+    fn check_lifetimes(&mut self, store: &Store, hash: TxHash) {
+        let (now, signed) = (self.now_ms(), &store.record().signed);
+        let Some(newest) = signed.iter().find(|signed| signed.signed.hash == hash) else { return };
+        let is_late = |id: &String| {
+            let is_over = |text: &String| match Body::read(text.as_bytes()).map(|body| body.behaviour) {
+                Some(Behaviour::Until(end)) => end + SIGNED_LATE_MS < now,
+                _ => false,
+            };
+            self.checker.published.get(id).is_some_and(|bodies| bodies.iter().all(is_over))
+        };
+        let late = self.checker.published.keys().filter(|id| newest.is_for(id) && is_late(id));
+        let new = late.filter(|id| signed.iter().filter(|signed| signed.is_for(id)).count() == 1);
+        let found: Vec<_> = new.filter(|_| !self.checker.clocks_were_set).cloned().collect();
+        for id in found {
+            self.violated(format!("8: {id} is signed at {now} ms, and its time was over before"));
         }
     }
 
@@ -322,6 +346,13 @@ impl World {
         };
         let has_failed = taken == Taken::Dead || copy.generation().retry > 0;
         let is_new = has_failed && self.queues.taken.iter().all(is_other);
+        let is_early = match behaviour {
+            Behaviour::Until(end) => self.now_ms() < end && !self.checker.clocks_were_set,
+            _ => true,
+        };
+        if reason == Reason::Expired.as_str() && is_early && is_new {
+            self.violated(format!("8: {id} is a dead letter as too old, and it is not"));
+        }
         if reason == "refused_by_node" && is_new {
             let detail = text(&copy.message, header::ERROR_DETAIL).to_owned();
             self.check_words(&id, &detail);
@@ -355,7 +386,7 @@ impl World {
         let id = copy.id();
         let row = RequestId::new(id).ok().and_then(|id| store.ever(&id));
         // A dead letter that arrives late, after its replay was taken in: the replay's transactions are not its own.
-        if row.is_none_or(|row| row.generation.replay > copy.generation().replay) {
+        if row.is_none_or(|row| row.generation.replay > copy.generation().replay || is_other_and_old(row, copy)) {
             return;
         }
         // One that an older copy of the journal has yet to publish. What became of it since then, the copy does not know.
@@ -518,13 +549,17 @@ impl World {
                     continue;
                 }
                 let Some(row) = RequestId::new(&id).ok().and_then(|id| store.ever(&id)) else {
-                    if !world.queues.given_up.has(|letter| letter.id() == id) {
+                    let is_too_old = |dead: &Queued| dead.id() == id && is_expired(dead);
+                    if !world.queues.dead.iter().any(is_too_old)
+                        && !world.queues.given_up.has(|letter| letter.id() == id)
+                    {
                         world.violated(format!("lost: {id} is unknown"));
                     }
                     continue;
                 };
                 let own = |dead: &&Queued| {
-                    dead.id() == id && !is_conflict(dead) && dead.generation().replay >= row.generation.replay
+                    let is_conflict = is_conflict(dead) || is_other_and_old(row, dead);
+                    dead.id() == id && !is_conflict && dead.generation().replay >= row.generation.replay
                 };
                 let dead = world.queues.dead.iter().any(|copy| own(&copy));
                 let fits = match row.state {
@@ -622,8 +657,18 @@ fn is_of(row: &RequestRow, effects: &[Effect]) -> bool {
 /// The message never was its request's: intake refused it. What a lane finds invalid has been taken in.
 pub(super) fn is_conflict(dead: &Queued) -> bool {
     let reason = text(&dead.message, header::ERROR_REASON);
-    let is_of_lanes = [Reason::TooLarge, Reason::GasAboveLimit].iter().any(|of_lanes| of_lanes.as_str() == reason);
+    let of_lanes = [Reason::TooLarge, Reason::GasAboveLimit, Reason::Expired];
+    let is_of_lanes = of_lanes.iter().any(|of_lanes| of_lanes.as_str() == reason);
     text(&dead.message, header::ERROR_CLASS) == "invalid" && !is_of_lanes
+}
+
+fn is_expired(dead: &Queued) -> bool {
+    text(&dead.message, header::ERROR_REASON) == Reason::Expired.as_str()
+}
+
+/// Returns whether intake found another body than the request's too old.
+fn is_other_and_old(row: &RequestRow, dead: &Queued) -> bool {
+    is_expired(dead) && BodyHash::of(&dead.message.body) != row.body_hash
 }
 
 fn nonces_of(store: &Store, account: AccountId) -> impl Iterator<Item = Nonce> {

@@ -436,6 +436,8 @@ pub(super) fn replayed(dead: &Queued, body: Option<String>) -> Message {
     generation.write_to(&mut message.headers);
     if let Some(body) = body {
         message.body = body.into_bytes().into();
+        // Who edits it wants it.
+        message.headers.remove(header::NOT_AFTER);
     }
     message
 }

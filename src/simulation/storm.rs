@@ -688,9 +688,11 @@ fn message(body: &Body, keys: Option<u64>, now: u64) -> Message {
     if let Some(key) = keys.map(|keys| body.number() % (keys + 1)).filter(|key| *key > 0) {
         headers.insert(KEY.to_owned(), key.to_string().as_str().into());
     }
-    if let Behaviour::Later(begin) = body.behaviour {
-        let begin = Timestamp::now().after(Duration::from_millis(begin)).before(Duration::from_millis(now));
-        headers.insert(header::NOT_BEFORE.to_owned(), begin.to_string().into());
+    let at = |ms| Timestamp::now().after(Duration::from_millis(ms)).before(Duration::from_millis(now)).to_string();
+    match body.behaviour {
+        Behaviour::Later(begin) => _ = headers.insert(header::NOT_BEFORE.to_owned(), at(begin).into()),
+        Behaviour::Until(end) => _ = headers.insert(header::NOT_AFTER.to_owned(), at(end).into()),
+        _ => {}
     }
     let mut origin = Origin::default();
     if body.number() % 3 == 1 {

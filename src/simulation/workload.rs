@@ -40,6 +40,8 @@ pub(super) enum Behaviour {
     Dropped,
     /// It is written, but not before so many milliseconds after the begin.
     Later(u64),
+    /// Nothing is signed for it from so many milliseconds after the begin on.
+    Until(u64),
     /// It costs more than the account has.
     Costly,
     /// Nodes answer its simulation with nothing but a text that says nothing about it.
@@ -77,7 +79,8 @@ const NOT_SIMULATED: [&str; 3] = ["Internal error", "execution aborted (timeout 
 impl Behaviour {
     pub(super) fn draw(rng: &mut Rng) -> Self {
         match rng.u8(0..100) {
-            0..58 => Self::Runs,
+            0..52 => Self::Runs,
+            52..58 => Self::Until(rng.u64(1..60_000)),
             58..64 => Self::Later(rng.u64(1..80_000)),
             64..70 => Self::Reverts,
             70..78 => Self::RevertsUntil(rng.u64(1..30_000)),
@@ -101,7 +104,7 @@ impl Behaviour {
 
     /// May it become a dead letter for a reason of its own?
     pub(super) fn may_fail(self) -> bool {
-        !matches!(self, Self::Runs | Self::Later(_))
+        !matches!(self, Self::Runs | Self::Later(_) | Self::Until(_))
     }
 
     pub(super) fn refused(self) -> Option<Words> {
@@ -110,7 +113,7 @@ impl Behaviour {
 
     pub(super) fn runs_in_simulation(self, now_ms: u64) -> bool {
         match self {
-            Self::Runs | Self::Later(_) | Self::RevertsOnChain | Self::RevertsOnChainUntil(_) => true,
+            Self::Runs | Self::Later(_) | Self::Until(_) | Self::RevertsOnChain | Self::RevertsOnChainUntil(_) => true,
             Self::Refused(_) | Self::Dropped | Self::Costly | Self::Denied | Self::Unmined => true,
             Self::Reverts | Self::Unsimulated | Self::Hangs => false,
             Self::RevertsUntil(end) => now_ms >= end,
@@ -119,7 +122,7 @@ impl Behaviour {
 
     pub(super) fn runs_on_chain(self, now_ms: u64) -> bool {
         match self {
-            Self::Runs | Self::Later(_) | Self::Refused(_) | Self::Dropped => true,
+            Self::Runs | Self::Later(_) | Self::Until(_) | Self::Refused(_) | Self::Dropped => true,
             Self::Costly | Self::Unsimulated | Self::Hangs | Self::Denied | Self::Unmined => true,
             Self::Reverts | Self::RevertsOnChain => false,
             Self::RevertsUntil(end) | Self::RevertsOnChainUntil(end) => now_ms >= end,
@@ -169,6 +172,7 @@ impl Body {
             Behaviour::Refused(words) => ("refused", words as u64),
             Behaviour::Dropped => ("dropped", 0),
             Behaviour::Later(begin) => ("later", begin),
+            Behaviour::Until(end) => ("until", end),
             Behaviour::Costly => ("costly", 0),
             Behaviour::Unsimulated => ("unsimulated", 0),
             Behaviour::Hangs => ("hangs", 0),
@@ -223,6 +227,7 @@ impl Body {
             "refused" => Behaviour::Refused(*Words::ALL.get(usize::try_from(until).ok()?)?),
             "dropped" => Behaviour::Dropped,
             "later" => Behaviour::Later(until),
+            "until" => Behaviour::Until(until),
             "costly" => Behaviour::Costly,
             "unsimulated" => Behaviour::Unsimulated,
             "hangs" => Behaviour::Hangs,
