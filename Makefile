@@ -27,15 +27,16 @@ SEED ?=
 WORKERS ?= 2
 JOURNAL ?= sqlite
 BATCH ?= 1
+CLUSTER ?= 1
 NODE ?=
 simulate: ## run the whole program over fakes, in virtual time, seed after seed for DURATION=600 seconds (SEED= the first)
 	@CHAINWRITER_SECONDS=$(DURATION) CHAINWRITER_SEED=$(SEED) cargo test --quiet --locked --lib simulation::tests::as_long_as_asked -- --ignored --nocapture
 
-chaos: setup ## simulate for a tenth of DURATION=600 seconds, then kill, cut and freeze real parts for all of it (SEED=, WORKERS=2, JOURNAL=postgres, BATCH=20)
+chaos: setup ## simulate for a tenth of DURATION=600 seconds, then kill, cut and freeze real parts for all of it (SEED=, WORKERS=2, JOURNAL=postgres, BATCH=20, CLUSTER=3)
 	@test "$(JOURNAL)" = sqlite || scripts/setup.sh postgres
 	@$(MAKE) --no-print-directory simulate DURATION=$$(($(DURATION) / 10)) SEED=$(SEED)
 	@$(call build,chaos)
-	@$(BUILT)/debug/chaos --duration $(DURATION) $(SEED:%=--seed %) --workers $(WORKERS) --journal $(JOURNAL) --batch $(BATCH)
+	@$(BUILT)/debug/chaos --duration $(DURATION) $(SEED:%=--seed %) --workers $(WORKERS) --journal $(JOURNAL) --batch $(BATCH) --cluster $(CLUSTER)
 
 bench: setup ## measure throughput, cost, latency and growth on a private broker and chain (NODE=geth|anvil ONLY=throughput,latency MESSAGES=40000 RUNS=3)
 	@test "$(NODE)" = anvil || scripts/setup.sh geth || test -z "$(NODE)"

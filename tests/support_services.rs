@@ -11,8 +11,8 @@ use support::contracts;
 use support::guard::send_signal;
 use support::rpc::hex;
 use support::{
-    ACCOUNTS, Amqp, Anvil, AnvilConfig, Guard, Mode, Postgres, PostgresConfig, Rabbit, RabbitConfig, RpcClient,
-    TcpProxy, postgres_is_here, services_are_here, wait_until, with_id,
+    ACCOUNTS, Amqp, Anvil, AnvilConfig, Guard, Mode, Postgres, PostgresConfig, Rabbit, RabbitCluster, RabbitConfig,
+    RpcClient, TcpProxy, postgres_is_here, services_are_here, wait_until, with_id,
 };
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
@@ -63,6 +63,50 @@ async fn a_postgres_server_serves_restarts_with_its_data_and_leaves_nothing_behi
     assert_eq!(pids.len(), 1);
     drop(postgres);
     assert!(!folder.exists() && !pids.into_iter().any(alive));
+}
+
+/// Covers B36, for the broker's part.
+#[tokio::test]
+async fn a_cluster_keeps_what_it_has_confirmed_when_its_leader_is_killed_frozen_or_parted() {
+    if !services_are_here() {
+        return;
+    }
+    let started = Instant::now();
+    let mut cluster = RabbitCluster::start(3).await;
+    eprintln!("a cluster of RabbitMQ {} came up in {:?}", cluster.nodes[0].version().await.unwrap(), started.elapsed());
+    Amqp::connect(&cluster.uris("/")[0]).await.declare_quorum("kept").await;
+    let mut published = 0;
+    for fault in ["killed", "frozen", "parted"] {
+        let leader = cluster.leader("/", "kept").await.unwrap();
+        let other = (leader + 1) % 3;
+        Amqp::connect(&cluster.uris("/")[leader]).await.publish("kept", with_id("before"), b"").await;
+        let began = Instant::now();
+        match fault {
+            "killed" => cluster.nodes[leader].kill().await,
+            "frozen" => cluster.nodes[leader].pause(),
+            _ => cluster.isolate(leader),
+        }
+        let new = async || cluster.nodes[other].eval(&leader_of_kept()).await.unwrap_or_default();
+        let old = cluster.nodes[leader].node_name();
+        wait_until("another node leads", LONG, async || !new().await.contains(&old)).await;
+        Amqp::connect(&cluster.uris("/")[other]).await.publish("kept", with_id("after"), b"").await;
+        published += 2;
+        eprintln!("{fault}: another node leads after {:?}", began.elapsed());
+        match fault {
+            "killed" => {}
+            "frozen" => cluster.nodes[leader].resume(),
+            _ => cluster.heal(leader),
+        }
+        let began = Instant::now();
+        cluster.repair().await.unwrap();
+        eprintln!("{fault}: the cluster is whole after {:?}", began.elapsed());
+    }
+    assert_eq!(Amqp::connect(&cluster.uris("/")[1]).await.take_all("kept").await.len(), published);
+}
+
+/// As the node that answers knows it.
+fn leader_of_kept() -> String {
+    "{ok, Q} = rabbit_amqqueue:lookup(rabbit_misc:r(<<\"/\">>, queue, <<\"kept\">>)), amqqueue:get_pid(Q)".to_owned()
 }
 
 #[tokio::test]

@@ -169,6 +169,13 @@ impl Amqp {
         self.channel.queue_declare(queue.into(), options, FieldTable::default()).await.unwrap();
     }
 
+    /// Makes a queue that the members of a cluster keep together.
+    pub async fn declare_quorum(&self, queue: &str) {
+        let options = QueueDeclareOptions { durable: true, ..QueueDeclareOptions::default() };
+        let arguments = headers(&[("x-queue-type", "quorum")]);
+        self.channel.queue_declare(queue.into(), options, arguments).await.unwrap();
+    }
+
     pub async fn delete(&self, queue: &str) {
         self.channel.queue_delete(queue.into(), QueueDeleteOptions::default()).await.unwrap();
     }

@@ -15,8 +15,10 @@
 pub mod amqp;
 pub mod amqp10;
 pub mod anvil;
+pub mod cluster;
 pub mod contracts;
 pub mod documents;
+pub mod epmd;
 pub mod geth;
 pub mod guard;
 pub mod http;
@@ -33,6 +35,7 @@ pub mod worker;
 
 pub use amqp::{Amqp, Taken, Watch, headers, next_event, with_id};
 pub use anvil::{ACCOUNTS, Anvil, AnvilConfig};
+pub use cluster::{RabbitCluster, WHOLE_LIMIT};
 pub use geth::{Geth, GethConfig};
 pub use guard::Guard;
 pub use nodes::{DeafNode, Reply, ScriptedNode, highest_fee_of, nonce_of};

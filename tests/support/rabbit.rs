@@ -27,6 +27,18 @@ pub struct RabbitConfig {
     pub extra_conf: Vec<String>,
     /// Plugins of the broker's own package, such as `rabbitmq_auth_mechanism_ssl`.
     pub plugins: Vec<&'static str>,
+    /// Of a node that becomes part of a cluster.
+    pub distribution: Option<Distribution>,
+}
+
+/// How a node meets the others of its cluster.
+#[derive(Clone, Copy, Debug)]
+pub struct Distribution {
+    pub port: u16,
+    /// Where the node's port mapper listens already.
+    pub epmd_port: u16,
+    /// The kernel's `net_ticktime`.
+    pub tick_seconds: u32,
 }
 
 /// Gone, with its processes and files, when dropped.
@@ -43,7 +55,10 @@ impl Rabbit {
     /// Starts a node and waits until it accepts AMQP connections; panics, with the end of its log, when it does not.
     pub async fn start(config: RabbitConfig) -> Rabbit {
         let guard = Guard::new("rabbit");
-        let (port, distribution_port, tool_port) = (free_port(), free_port(), free_port());
+        let (port, tool_port) = (free_port(), free_port());
+        let alone = || Distribution { port: free_port(), epmd_port: free_port(), tick_seconds: 60 };
+        let distribution = config.distribution.unwrap_or_else(alone);
+        let vm_arguments = format!("{VM_ARGUMENTS} -kernel net_ticktime {}", distribution.tick_seconds);
         let conf = format!(
             "listeners.tcp.1 = 127.0.0.1:{port}\nnum_acceptors.tcp = 2\n\
              vm_memory_high_watermark.absolute = {MEMORY_LIMIT}\ndisk_free_limit.absolute = 50MB\n\
@@ -60,9 +75,9 @@ impl Rabbit {
         let environment = vec![
             ("HOME", guard.folder().display().to_string()),
             ("ERL_EPMD_ADDRESS", "127.0.0.1".to_owned()),
-            ("ERL_EPMD_PORT", free_port().to_string()),
-            ("RABBITMQ_NODENAME", format!("chainwriter{port}@localhost")),
-            ("RABBITMQ_DIST_PORT", distribution_port.to_string()),
+            ("ERL_EPMD_PORT", distribution.epmd_port.to_string()),
+            ("RABBITMQ_NODENAME", node_name(port)),
+            ("RABBITMQ_DIST_PORT", distribution.port.to_string()),
             ("RABBITMQ_CTL_DIST_PORT_MIN", tool_port.to_string()),
             ("RABBITMQ_CTL_DIST_PORT_MAX", (tool_port + 20).to_string()),
             ("RABBITMQ_CTL_ERL_ARGS", "+S 1:1 +sbwt none".to_owned()),
@@ -72,12 +87,12 @@ impl Rabbit {
             ("RABBITMQ_ENABLED_PLUGINS_FILE", path("enabled_plugins")),
             ("RABBITMQ_MNESIA_BASE", path("mnesia")),
             ("RABBITMQ_LOG_BASE", path("log")),
-            ("RABBITMQ_SERVER_ADDITIONAL_ERL_ARGS", VM_ARGUMENTS.to_owned()),
+            ("RABBITMQ_SERVER_ADDITIONAL_ERL_ARGS", vm_arguments),
             // With input allowed the script becomes the VM, so that signals reach it; and still no Erlang shell.
             ("RABBITMQ_ALLOW_INPUT", "true".to_owned()),
             ("RABBITMQ_SERVER_START_ARGS", "-noinput".to_owned()),
         ];
-        let mut rabbit = Rabbit { port, distribution_port, environment, child: None, guard };
+        let mut rabbit = Rabbit { port, distribution_port: distribution.port, environment, child: None, guard };
         rabbit.start_again().await;
         rabbit
     }
@@ -133,6 +148,31 @@ impl Rabbit {
         child.kill().await.expect("a child can be killed");
     }
 
+    /// Freezes the node (SIGSTOP of its VM): its connections stay, and nothing answers.
+    pub fn pause(&self) {
+        self.signal("STOP");
+    }
+
+    pub fn resume(&self) {
+        self.signal("CONT");
+    }
+
+    fn signal(&self, name: &str) {
+        if let Some(pid) = self.child.as_ref().and_then(Child::id) {
+            send_signal(pid, name);
+        }
+    }
+
+    /// Returns whether the node was started and neither stopped nor killed since.
+    pub fn is_running(&self) -> bool {
+        self.child.is_some()
+    }
+
+    /// Returns its name among Erlang nodes.
+    pub fn node_name(&self) -> String {
+        node_name(self.port)
+    }
+
     pub async fn restart(&mut self) {
         self.stop().await;
         self.start_again().await;
@@ -155,7 +195,7 @@ impl Rabbit {
 
     /// The end of what the node logged and printed.
     pub fn log_tail(&self) -> String {
-        let log = format!("log/chainwriter{}@localhost.log", self.port);
+        let log = format!("log/{}.log", self.node_name());
         let files = [self.guard.folder().join(log), self.guard.folder().join("console.log")];
         let text: String = files.iter().filter_map(|file| std::fs::read_to_string(file).ok()).collect();
         let lines: Vec<&str> = text.lines().collect();
@@ -192,6 +232,10 @@ impl Rabbit {
         };
         matches!(tokio::time::timeout(Duration::from_secs(5), greet).await, Ok(Ok(true)))
     }
+}
+
+fn node_name(port: u16) -> String {
+    format!("chainwriter{port}@localhost")
 }
 
 /// Names a folder with the programs of another RabbitMQ than the system's.

@@ -189,6 +189,11 @@ impl Rabbit {
         self.eval(&format!("Reason = {reason}, {close}")).await.map(drop)
     }
 
+    /// Returns the version of the broker, such as 3.10.8.
+    pub async fn version(&self) -> Result<String, String> {
+        Ok(self.eval("rabbit_misc:version()").await?.trim_matches('"').to_owned())
+    }
+
     pub async fn connection_count(&self) -> Result<u64, String> {
         let count = self.eval("length(rabbit_networking:connections())").await?;
         count.parse().map_err(|_| format!("no number of connections: {count}"))
@@ -196,7 +201,7 @@ impl Rabbit {
 }
 
 /// A text as an Erlang binary, byte by byte, so that nothing in it needs escaping.
-fn erlang_binary(text: &str) -> String {
+pub(super) fn erlang_binary(text: &str) -> String {
     let bytes: Vec<String> = text.bytes().map(|byte| byte.to_string()).collect();
     format!("<<{}>>", bytes.join(","))
 }

@@ -94,7 +94,7 @@ async fn a_worker_with_a_certificate_and_the_least_rights_works_at_a_broker_that
         "auth_mechanisms.2 = EXTERNAL".to_owned(),
         "ssl_cert_login_from = common_name".to_owned(),
     ];
-    let broker = RabbitConfig { extra_conf, plugins: vec!["rabbitmq_auth_mechanism_ssl"] };
+    let broker = RabbitConfig { extra_conf, plugins: vec!["rabbitmq_auth_mechanism_ssl"], ..RabbitConfig::default() };
     let Some(stage) = Stage::with_broker(broker, blocks()).await else { return };
     std::fs::write(files.path("broker-uri"), format!("amqps://localhost:{port}/own\n")).unwrap();
     let as_user = |user: &str| {

@@ -15,6 +15,7 @@ fn config(stage: &Stage, ways: &[&TcpProxy]) -> WorkerConfig {
     stage.config().with("broker", lines)
 }
 
+/// Covers B36, for the worker's part.
 #[tokio::test]
 async fn a_lost_host_is_replaced_by_the_next_one_within_two_seconds() {
     let Some(stage) = Stage::with_blocks().await else { return };

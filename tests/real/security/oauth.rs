@@ -73,7 +73,8 @@ impl Issuer {
             format!("auth_oauth2.signing_keys.k1 = {}", self.folder().join("token.pem").display()),
             "auth_oauth2.algorithms.1 = RS256".to_owned(),
         ];
-        let broker = RabbitConfig { extra_conf, plugins: vec!["rabbitmq_auth_backend_oauth2"] };
+        let broker =
+            RabbitConfig { extra_conf, plugins: vec!["rabbitmq_auth_backend_oauth2"], ..RabbitConfig::default() };
         let blocks = AnvilConfig { block_time: Some(Duration::from_secs(1)), ..AnvilConfig::default() };
         Stage::with_broker(broker, blocks).await
     }

@@ -21,6 +21,8 @@ pub(crate) struct Crew<'a> {
     record: &'a Record,
     /// In the order of every other worker; the rest have them the other way round.
     endpoints: [String; 2],
+    /// The broker's hosts, in the order of the first worker; each next one begins with the next host.
+    brokers: Vec<String>,
     workers: Vec<Mutex<Worker>>,
     starts: std::cell::Cell<usize>,
 }
@@ -32,9 +34,10 @@ impl<'a> Crew<'a> {
         record: &'a Record,
         count: usize,
         endpoints: [String; 2],
+        brokers: Vec<String>,
     ) -> Self {
         let starts = std::cell::Cell::default();
-        let mut crew = Self { home, binary, record, endpoints, workers: Vec::new(), starts };
+        let mut crew = Self { home, binary, record, endpoints, brokers, workers: Vec::new(), starts };
         crew.workers = (0..count).map(|place| Mutex::new(crew.start_one(place))).collect();
         crew
     }
@@ -48,7 +51,10 @@ impl<'a> Crew<'a> {
         }
         let [first, second] = &self.endpoints;
         let endpoints = if place.is_multiple_of(2) { [first.as_str(), second] } else { [second.as_str(), first] };
+        let mut brokers = self.brokers.clone();
+        brokers.rotate_left(place % self.brokers.len().max(1));
         let environment = [
+            ("CHAINWRITER__BROKER__URIS", &*brokers.join(",")),
             ("CHAINWRITER__WORKER__INSTANCE", &*format!("w{place}")),
             ("CHAINWRITER__CHAIN__ENDPOINTS", &endpoints.join(",")),
         ];

@@ -14,7 +14,7 @@ use crate::checker::{ChainTransaction, DeadLetter, Target, Written};
 use crate::journal::Journal;
 use crate::link::{LIMIT, Link};
 use crate::support::rpc::hex;
-use crate::support::{Amqp, Rabbit, RpcClient, Taken, WorkerHome};
+use crate::support::{Amqp, RabbitCluster, RpcClient, Taken, WorkerHome};
 use crate::{CONTRACT, DEAD, KEEP, KEEP_MANY, MARKER, SIGNERS, STRANGER, VHOST};
 
 /// Blocks asked for in one HTTP request.
@@ -108,8 +108,8 @@ fn target(from: &str, to: &str) -> Target {
 }
 
 /// Takes them out of their queue.
-pub(crate) async fn dead_letters(rabbit: &Rabbit) -> Vec<DeadLetter> {
-    let amqp = Amqp::connect(&rabbit.uri(VHOST)).await;
+pub(crate) async fn dead_letters(broker: &RabbitCluster) -> Vec<DeadLetter> {
+    let amqp = Amqp::connect(&broker.first().uri(VHOST)).await;
     let taken = amqp.take_all(DEAD).await;
     taken
         .into_iter()
@@ -123,8 +123,8 @@ pub(crate) async fn dead_letters(rabbit: &Rabbit) -> Vec<DeadLetter> {
 }
 
 /// Reads them, and leaves them where they are.
-pub(crate) async fn look_at_dead_letters(rabbit: &Rabbit) -> anyhow::Result<Vec<DeadLetter>> {
-    let link = Link::open(&rabbit.uri(VHOST)).await?;
+pub(crate) async fn look_at_dead_letters(broker: &RabbitCluster) -> anyhow::Result<Vec<DeadLetter>> {
+    let link = Link::open(&broker.uris(VHOST)).await?;
     let mut letters = Vec::new();
     let get = || link.channel.basic_get(DEAD.into(), BasicGetOptions::default());
     while let Some(got) = timeout(LIMIT, get()).await?? {
@@ -161,7 +161,7 @@ pub(crate) async fn stay(journal: &Journal, home: &WorkerHome) -> anyhow::Result
 /// Returns what is not done, as sentences: messages in the queues, rows in the journal.
 /// A request of a restored copy that waited for its retry stays so if its message was acked meanwhile: those are not counted.
 pub(crate) async fn open(
-    rabbit: &Rabbit,
+    broker: &RabbitCluster,
     journal: &Journal,
     home: &WorkerHome,
     is_restored: bool,
@@ -171,7 +171,7 @@ pub(crate) async fn open(
         true => format!("requests WHERE settled_at IS NULL AND NOT ({STAYS})"),
         false => "requests WHERE settled_at IS NULL".to_owned(),
     };
-    for queue in rabbit.list_queues(VHOST).await.map_err(anyhow::Error::msg)? {
+    for queue in broker.first().list_queues(VHOST).await.map_err(anyhow::Error::msg)? {
         // The marker of the journal that serves the queue stays at the broker.
         let stays = queue.name == DEAD || queue.name.ends_with(".unrouted") || queue.name == MARKER;
         if queue.unacked > 0 || (queue.ready > 0 && !stays) {

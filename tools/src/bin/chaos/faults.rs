@@ -5,6 +5,7 @@ use std::time::Duration;
 use serde_json::json;
 use tokio::time::sleep;
 
+use crate::cluster;
 use crate::crew::Crew;
 use crate::lagging::{Lag, LaggingNode};
 use crate::operator::Operator;
@@ -14,7 +15,7 @@ use crate::restoring::Restorer;
 use crate::schedule::{Fault, Plan, Planned};
 use crate::second::SecondJournal;
 use crate::support::rpc::hex;
-use crate::support::{Anvil, Mode, Postgres, Rabbit, RpcClient, TcpProxy};
+use crate::support::{Anvil, Mode, Postgres, Rabbit, RabbitCluster, RpcClient, TcpProxy};
 use crate::{BLOCK_GAS, CONTRACT, FINALITY, FULL_BALANCE, MAX_FEE_GWEI, MAX_LAG, SIGNERS, STRANGER};
 
 /// Gas of a block in which about half of the writes have no room. Most of those can still be simulated, so they have a
@@ -26,12 +27,13 @@ const REORG_TRIES: u32 = 4;
 
 /// The parts that fail.
 pub(crate) struct Parts<'a> {
-    pub(crate) rabbit: &'a mut Rabbit,
+    pub(crate) broker: &'a mut RabbitCluster,
     pub(crate) anvil: &'a mut Anvil,
     pub(crate) second: &'a LaggingNode,
     pub(crate) way_to_node: &'a TcpProxy,
     pub(crate) way_to_second: &'a TcpProxy,
-    pub(crate) way_to_broker: &'a TcpProxy,
+    /// To each node.
+    pub(crate) ways_to_broker: &'a [TcpProxy],
     /// The journal's, if it is one, and the workers' way to it.
     pub(crate) database: Option<(&'a mut Postgres, &'a TcpProxy)>,
     pub(crate) other: &'a OtherNode,
@@ -45,7 +47,7 @@ pub(crate) struct Parts<'a> {
 impl Parts<'_> {
     /// Returns when the plan is through, with every fault at its end.
     pub(crate) async fn fail(self, plan: &Plan) {
-        let Parts { rabbit, anvil, second, way_to_node, way_to_second, way_to_broker, crew, operator, record, .. } =
+        let Parts { broker, anvil, second, way_to_node, way_to_second, ways_to_broker, crew, operator, record, .. } =
             self;
         let (other, restorer, second_journal) = (self.other, self.restorer, self.second_journal);
         let (database, way_to_database) = self.database.unzip();
@@ -66,7 +68,7 @@ impl Parts<'_> {
             each(&plan.lag, record, async |planned: &Planned| lag(second, planned).await),
             each(&plan.way_to_node, record, async |planned: &Planned| fail_way(way_to_node, planned).await),
             each(&plan.way_to_second, record, async |planned: &Planned| fail_way(way_to_second, planned).await),
-            each(&plan.way_to_broker, record, async |planned: &Planned| fail_way(way_to_broker, planned).await),
+            each(&plan.way_to_broker, record, async |planned: &Planned| fail_ways(ways_to_broker, planned).await),
             each(&plan.operator, record, async |planned: &Planned| operator.act(planned).await),
             each(&plan.other, record, async |planned: &Planned| {
                 other.set(Some(planned));
@@ -76,7 +78,7 @@ impl Parts<'_> {
             each(&plan.restored, record, async |planned: &Planned| restorer.act(planned).await),
             each(&plan.second_journal, record, async |planned: &Planned| second_journal.act(planned).await),
             fail_node(anvil, &plan.node, record),
-            fail_broker(rabbit, &plan.broker, record),
+            fail_broker(broker, plan, record, restorer.until),
             fail_database(database, &plan.database, record),
             async {
                 if let Some(way) = way_to_database {
@@ -88,7 +90,7 @@ impl Parts<'_> {
 }
 
 /// One line of the plan. A fault that comes late, because the one before took long, is not left out.
-async fn each(planned: &[Planned], record: &Record, mut fail: impl AsyncFnMut(&Planned)) {
+pub(crate) async fn each(planned: &[Planned], record: &Record, mut fail: impl AsyncFnMut(&Planned)) {
     for planned in planned {
         sleep(planned.at.saturating_sub(record.elapsed())).await;
         if planned.fault == Fault::Kill {
@@ -167,6 +169,13 @@ async fn fail_way(way: &TcpProxy, planned: &Planned) {
     if !matches!(planned.fault, Fault::NodeDelays | Fault::BrokerDelays | Fault::DatabaseDelays) {
         way.cut_all();
     }
+}
+
+/// Fails the ways to all nodes of the broker, or to one of them.
+async fn fail_ways(ways: &[TcpProxy], planned: &Planned) {
+    let place = (planned.pick >> 16) as usize % (ways.len() + 1);
+    let failing = ways.get(place).map_or(ways, std::slice::from_ref);
+    futures_util::future::join_all(failing.iter().map(|way| fail_way(way, planned))).await;
 }
 
 async fn fail_node(anvil: &mut Anvil, planned: &[Planned], record: &Record) {
@@ -268,7 +277,14 @@ fn chosen(pick: u64) -> &'static str {
     SIGNERS[place as usize].0
 }
 
-async fn fail_broker(rabbit: &mut Rabbit, planned: &[Planned], record: &Record) {
+async fn fail_broker(broker: &mut RabbitCluster, plan: &Plan, record: &Record, until: Duration) {
+    match broker.nodes.as_mut_slice() {
+        [only] => fail_only_node(only, &plan.broker, record).await,
+        _ => cluster::fail(broker, &plan.cluster, record, until).await,
+    }
+}
+
+async fn fail_only_node(rabbit: &mut Rabbit, planned: &[Planned], record: &Record) {
     each(planned, record, async |planned: &Planned| {
         let done = match planned.fault {
             Fault::BrokerStops => {

@@ -1,8 +1,9 @@
 //! A connection straight to the broker, for the parts of a run that are not workers.
 
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
-use anyhow::{Context, ensure};
+use anyhow::{Context, anyhow, ensure};
 use lapin::options::{BasicPublishOptions, ConfirmSelectOptions};
 use lapin::{BasicProperties, Channel, Confirmation, Connection, ConnectionProperties};
 use tokio::time::timeout;
@@ -18,8 +19,21 @@ pub(crate) struct Link {
 }
 
 impl Link {
-    /// With publisher confirms.
-    pub(crate) async fn open(uri: &str) -> anyhow::Result<Self> {
+    /// With publisher confirms, to the first host that answers. Each link begins with another host than the one before.
+    pub(crate) async fn open(uris: &[String]) -> anyhow::Result<Self> {
+        static FIRST: AtomicUsize = AtomicUsize::new(0);
+        let first = FIRST.fetch_add(1, Ordering::Relaxed) % uris.len().max(1);
+        let mut failed = anyhow!("there is no host");
+        for uri in uris.iter().skip(first).chain(uris.iter().take(first)) {
+            match Self::open_at(uri).await {
+                Ok(link) => return Ok(link),
+                Err(error) => failed = error,
+            }
+        }
+        Err(failed)
+    }
+
+    async fn open_at(uri: &str) -> anyhow::Result<Self> {
         let connection = timeout(LIMIT, Connection::connect(uri, ConnectionProperties::default())).await??;
         let channel = timeout(LIMIT, connection.create_channel()).await??;
         timeout(LIMIT, channel.confirm_select(ConfirmSelectOptions::default())).await??;

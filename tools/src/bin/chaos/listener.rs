@@ -18,17 +18,17 @@ use crate::record::Record;
 const PREFETCH: u16 = 500;
 
 /// Takes events out of their durable queue and notes them, until its task is aborted.
-pub(crate) async fn listen(uri: String, queue: &'static str, record: Arc<Record>) {
+pub(crate) async fn listen(uris: Vec<String>, queue: &'static str, record: Arc<Record>) {
     loop {
-        if let Err(error) = listen_once(&uri, queue, &record).await {
+        if let Err(error) = listen_once(&uris, queue, &record).await {
             record.say(&format!("the listener connects again: {error:#}"));
         }
         sleep(PAUSE).await;
     }
 }
 
-async fn listen_once(uri: &str, queue: &str, record: &Record) -> anyhow::Result<()> {
-    let link = Link::open(uri).await?;
+async fn listen_once(uris: &[String], queue: &str, record: &Record) -> anyhow::Result<()> {
+    let link = Link::open(uris).await?;
     let channel = &link.channel;
     timeout(LIMIT, channel.basic_qos(PREFETCH, BasicQosOptions::default())).await??;
     let consume = channel.basic_consume(queue.into(), "".into(), BasicConsumeOptions::default(), FieldTable::default());

@@ -20,6 +20,7 @@ use journal::Journal;
 use run::Run;
 
 mod checker;
+mod cluster;
 mod copies;
 mod crew;
 mod evidence;
@@ -83,12 +84,23 @@ struct Options {
     /// Messages in one transaction at most.
     #[arg(long, default_value_t = 1)]
     batch: usize,
+    /// Nodes of RabbitMQ: one, or a cluster of three, whose nodes fail.
+    #[arg(long, default_value_t = 1, value_parser = nodes)]
+    cluster: usize,
     /// Messages in a second.
     #[arg(long, default_value_t = 12)]
     rate: u32,
     /// Only these parts fail, with commas between; with `none`, nothing does.
     #[arg(long, value_delimiter = ',', value_parser = parts())]
     only: Vec<String>,
+}
+
+fn nodes(text: &str) -> Result<usize, String> {
+    match text {
+        "1" => Ok(1),
+        "3" => Ok(3),
+        _ => Err("one node, or a cluster of 3".to_owned()),
+    }
 }
 
 fn parts() -> PossibleValuesParser {
@@ -132,8 +144,8 @@ async fn run(options: Options) -> anyhow::Result<bool> {
     };
     let seed = options.seed.unwrap_or_else(new_seed);
     println!(
-        "Seed {seed}: {} s of faults, {} workers on one journal ({}), {} messages in a transaction at most",
-        options.duration, options.workers, options.journal, options.batch
+        "Seed {seed}: {} s of faults, {} workers on one journal ({}), {} messages in a transaction at most, {} broker nodes",
+        options.duration, options.workers, options.journal, options.batch, options.cluster
     );
     let mut run = Run::start(seed, &options, journal).await?;
     let report = match Box::pin(run.storm(&options)).await {

@@ -22,7 +22,7 @@ const RECENT: usize = 60;
 const NOTHING_CANCELLED: [i32; 2] = [1, 2];
 
 pub(crate) struct Operator<'a> {
-    pub(crate) uri: String,
+    pub(crate) uris: Vec<String>,
     pub(crate) home: &'a WorkerHome,
     pub(crate) binary: &'a str,
     pub(crate) record: &'a Record,
@@ -44,7 +44,7 @@ impl Operator<'_> {
     }
 
     async fn replay(&self, count: u64) -> anyhow::Result<()> {
-        let link = Link::open(&self.uri).await?;
+        let link = Link::open(&self.uris).await?;
         let mut done = Ok(());
         for _ in 0..count {
             if done.is_ok() {

@@ -13,7 +13,7 @@ use crate::record::Record;
 
 /// Publishes at an even pace until the run stops it; then everything that it began has its publisher confirm.
 pub(crate) async fn produce(
-    uri: String,
+    uris: Vec<String>,
     queue: &'static str,
     pace: Duration,
     seed: u64,
@@ -39,7 +39,7 @@ pub(crate) async fn produce(
                 None => continue,
             },
         };
-        while let Err(error) = publish(&mut link, &uri, queue, &message).await {
+        while let Err(error) = publish(&mut link, &uris, queue, &message).await {
             record.say(&format!("the producer publishes {:?} again: {error:#}", message.id));
             if let Some(link) = link.take() {
                 Link::close(link);
@@ -52,10 +52,10 @@ pub(crate) async fn produce(
     }
 }
 
-async fn publish(link: &mut Option<Link>, uri: &str, queue: &str, message: &Message) -> anyhow::Result<()> {
+async fn publish(link: &mut Option<Link>, uris: &[String], queue: &str, message: &Message) -> anyhow::Result<()> {
     let link = match link {
         Some(link) => link,
-        none => none.insert(Link::open(uri).await?),
+        none => none.insert(Link::open(uris).await?),
     };
     let properties = BasicProperties::default().with_delivery_mode(2);
     let properties = match &message.id {

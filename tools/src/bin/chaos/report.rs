@@ -51,6 +51,9 @@ pub(crate) struct Line {
     stood_still_max_ms: i64,
     /// Messages with a final event before the last fault.
     final_in_storm: usize,
+    /// Nodes of the broker, and its version.
+    cluster: usize,
+    rabbitmq: String,
 }
 
 /// Everything that a run has to say.
@@ -65,6 +68,8 @@ pub(crate) struct Report {
     /// Lines of the workers' logs, each searched for keys, passwords and bodies.
     pub(crate) log_lines: usize,
     pub(crate) standing: Standing,
+    /// Nodes of the broker, and its version.
+    pub(crate) broker: (usize, String),
 }
 
 impl Report {
@@ -74,7 +79,7 @@ impl Report {
     }
 
     pub(crate) fn line(&self) -> Line {
-        let Self { seed, seconds, blocks, totals, findings, open, log_lines, standing } = self;
+        let Self { seed, seconds, blocks, totals, findings, open, log_lines, standing, broker } = self;
         Line {
             published: totals.published,
             written: findings.written,
@@ -108,6 +113,8 @@ impl Report {
             stood_still_p50_ms: standing.p50_ms,
             stood_still_max_ms: standing.max_ms,
             final_in_storm: totals.final_before_calm,
+            cluster: broker.0,
+            rabbitmq: broker.1.clone(),
         }
     }
 
@@ -202,6 +209,11 @@ fn about(fault: Fault) -> &'static str {
         Fault::OtherCallFails => "one method of the first node",
         Fault::JournalRestored => "an older copy in the journal's place",
         Fault::SecondJournal => "an empty one, on the same queue",
+        Fault::LeaderKilled => "kill -9 of the node that leads the work queue",
+        Fault::LeaderFreezes => "SIGSTOP of the node that leads the work queue",
+        Fault::LeaderParted => "the leader is parted from the others, then healed",
+        Fault::NodeParted => "a node is parted from the others, then healed",
+        Fault::ClusterRestarts => "all nodes of the broker in turn",
         Fault::BrokerKilled => "kill -9 of the node, started on the same data",
         _ => "",
     }
@@ -238,6 +250,7 @@ mod tests {
             open: Vec::new(),
             log_lines: 5,
             standing: Standing { count: 3, p50_ms: 40, max_ms: 900 },
+            broker: (3, "4.0.5".to_owned()),
         }
     }
 
@@ -247,7 +260,7 @@ mod tests {
         let line = serde_json::to_string(&report(findings).line()).unwrap();
         let begin =
             r#"{"published":5,"final":4,"dead":1,"lost":0,"twice":0,"nonce_gaps":1,"kills":3,"faults":4,"seed":7,"#;
-        assert!(line.starts_with(begin), "{line}");
+        assert!(line.starts_with(begin) && line.ends_with(r#""cluster":3,"rabbitmq":"4.0.5"}"#), "{line}");
     }
 
     #[test]

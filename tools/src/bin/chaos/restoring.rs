@@ -14,7 +14,7 @@ use crate::evidence;
 use crate::messages::Kind;
 use crate::record::Record;
 use crate::schedule::Planned;
-use crate::support::{Rabbit, RpcClient, WorkerHome};
+use crate::support::{RabbitCluster, RpcClient, WorkerHome};
 
 /// For a copy to be made or put in place, and for the workers to refuse it, while other faults go on.
 const LIMIT: Duration = Duration::from_secs(90);
@@ -160,7 +160,7 @@ async fn retry<T>(limit: Duration, act: impl AsyncFn() -> anyhow::Result<T>) -> 
 /// Once all messages have come through: sends back what may have been written and was not, as the documented operator decides it.
 /// Returns how many letters those were.
 pub(crate) async fn decide(
-    rabbit: &Rabbit,
+    broker: &RabbitCluster,
     rpc: RpcClient,
     home: &WorkerHome,
     binary: &str,
@@ -169,7 +169,7 @@ pub(crate) async fn decide(
     let (chain, ..) = evidence::chain(rpc).await?;
     let writes = chain.iter().filter(|transaction| transaction.succeeded && transaction.target == Target::Contract);
     let written: std::collections::HashSet<&Written> = writes.flat_map(|transaction| &transaction.writes).collect();
-    let letters = evidence::look_at_dead_letters(rabbit).await?;
+    let letters = evidence::look_at_dead_letters(broker).await?;
     let mut sent_back = 0;
     for letter in letters.into_iter().filter(|letter| letter.key == MAYBE_WRITTEN) {
         let number = record.with_published(|published| {

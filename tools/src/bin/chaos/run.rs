@@ -22,9 +22,7 @@ use crate::report::Report;
 use crate::restoring::{self, Restorer};
 use crate::schedule::Plan;
 use crate::second::SecondJournal;
-use crate::support::{
-    self, Amqp, Anvil, AnvilConfig, Rabbit, RabbitConfig, TcpProxy, WorkerConfig, WorkerHome, contracts,
-};
+use crate::support::{self, Amqp, Anvil, AnvilConfig, RabbitCluster, TcpProxy, WorkerConfig, WorkerHome, contracts};
 use crate::{
     BLOCK_GAS, CONTRACT, EVENTS, FINALITY, KEEP, KEEP_MANY, MAX_FEE_GWEI, MAX_LAG, Options, QUEUE, SIGNERS, VHOST,
     evidence, leaks, listener, messages, producer, standing,
@@ -45,10 +43,11 @@ pub(crate) struct Run {
     seed: u64,
     duration: Duration,
     binary: String,
-    rabbit: Rabbit,
+    broker: RabbitCluster,
     anvil: Anvil,
     second: LaggingNode,
-    way_to_broker: TcpProxy,
+    /// To each node.
+    ways_to_broker: Vec<TcpProxy>,
     way_to_node: TcpProxy,
     way_to_second: TcpProxy,
     other: OtherNode,
@@ -70,13 +69,17 @@ impl Run {
             extra_args: vec!["--prune-history".to_owned(), "64".to_owned()],
             ..AnvilConfig::default()
         };
-        let (rabbit, anvil) = tokio::join!(Rabbit::start(RabbitConfig::default()), Anvil::start(blocks));
+        let (broker, anvil) = tokio::join!(RabbitCluster::start(options.cluster), Anvil::start(blocks));
         let second = LaggingNode::start(anvil.rpc()).await;
-        let way_to_broker = TcpProxy::start(rabbit.address()).await;
+        let mut ways_to_broker = Vec::with_capacity(broker.nodes.len());
+        for node in &broker.nodes {
+            ways_to_broker.push(TcpProxy::start(node.address()).await);
+        }
         let other = OtherNode::start(anvil.rpc()).await;
         let way_to_node = TcpProxy::start(other.node.address()).await;
         let way_to_second = TcpProxy::start(second.node.address()).await;
-        let with_journal = |url| configuration(&rabbit, &way_to_broker, &way_to_node, url, options.batch);
+        let with_journal =
+            |url| configuration(&uris_through(&broker, &ways_to_broker), &way_to_node, url, options.batch);
         let home = WorkerHome::new(&with_journal(journal.url()));
         let second_home = WorkerHome::new(&with_journal(None));
         let record = Arc::new(Record::new(&home.folder().join("chaos.log"))?);
@@ -84,10 +87,10 @@ impl Run {
             seed,
             duration,
             binary,
-            rabbit,
+            broker,
             anvil,
             second,
-            way_to_broker,
+            ways_to_broker,
             way_to_node,
             way_to_second,
             other,
@@ -107,38 +110,40 @@ impl Run {
         self.anvil.mine(FINALITY + 3).await.map_err(anyhow::Error::msg)?;
         let (code, text) = self.home.command(&self.binary, &["topology", "apply"]).await;
         ensure!(code == 0, "chainwriter topology apply ended with {code}: {text}");
-        let amqp = Amqp::connect(&self.rabbit.uri(VHOST)).await;
-        amqp.declare(EVENTS).await;
+        let amqp = Amqp::connect(&self.broker.first().uri(VHOST)).await;
+        // It must be there while any one node is away.
+        amqp.declare_quorum(EVENTS).await;
         amqp.bind(EVENTS, &format!("{QUEUE}.events"), "#").await;
         Ok(())
     }
 
     /// Publishes and breaks, waits until all is quiet, checks.
     pub(crate) async fn storm(&mut self, options: &Options) -> anyhow::Result<Report> {
-        let uri = self.rabbit.uri(VHOST);
+        let uris = self.broker.uris(VHOST);
         let stop = CancellationToken::new();
         let pace = Duration::from_secs(1) / options.rate;
-        let producer = producer::produce(uri.clone(), QUEUE, pace, self.seed, Arc::clone(&self.record), stop.clone());
+        let producer = producer::produce(uris.clone(), QUEUE, pace, self.seed, Arc::clone(&self.record), stop.clone());
         let producer = tokio::spawn(producer);
-        let listener = Aborted(tokio::spawn(listener::listen(uri.clone(), EVENTS, Arc::clone(&self.record))));
+        let listener = Aborted(tokio::spawn(listener::listen(uris.clone(), EVENTS, Arc::clone(&self.record))));
         let progress = Aborted(tokio::spawn(show_progress(Arc::clone(&self.record))));
         let plan = Plan::new(self.seed, self.duration, &options.only);
         let record = Arc::clone(&self.record);
         let endpoints = [self.way_to_node.url(), self.way_to_second.url()];
-        let crew = Crew::start(&self.home, &self.binary, &record, options.workers, endpoints);
+        let brokers = uris_through(&self.broker, &self.ways_to_broker);
+        let crew = Crew::start(&self.home, &self.binary, &record, options.workers, endpoints, brokers);
         let (home, binary, hands) = (&self.home, &self.binary, Mutex::new(()));
-        let operator = Operator { uri, home, binary, record: &record, hands: &hands };
+        let operator = Operator { uris, home, binary, record: &record, hands: &hands };
         let (copies, rpc) = (self.journal.copies(home), self.anvil.rpc());
         let restorer =
             Restorer { copies, crew: &crew, home, binary, rpc, record: &record, until: self.duration, hands: &hands };
         let second_journal = SecondJournal { home: &self.second_home, binary, record: &record };
         let parts = Parts {
-            rabbit: &mut self.rabbit,
+            broker: &mut self.broker,
             anvil: &mut self.anvil,
             second: &self.second,
             way_to_node: &self.way_to_node,
             way_to_second: &self.way_to_second,
-            way_to_broker: &self.way_to_broker,
+            ways_to_broker: &self.ways_to_broker,
             database: self.journal.parts(),
             other: &self.other,
             crew: &crew,
@@ -155,8 +160,9 @@ impl Run {
             () = storm => {}
             () = crew.watch() => {}
         }
-        let ways = [Some(&self.way_to_node), Some(&self.way_to_second), Some(&self.way_to_broker), self.journal.way()];
-        faults::heal(self.anvil.rpc(), ways.into_iter().flatten()).await.map_err(anyhow::Error::msg)?;
+        let ways = [Some(&self.way_to_node), Some(&self.way_to_second), self.journal.way()];
+        let ways = ways.into_iter().flatten().chain(&self.ways_to_broker);
+        faults::heal(self.anvil.rpc(), ways).await.map_err(anyhow::Error::msg)?;
         record.calm();
         println!("No more faults; messages for {} s more, then waiting until everything is done", CALM.as_secs());
         tokio::select! {
@@ -181,8 +187,8 @@ impl Run {
         if !self.record.is_recovering() || !open.is_empty() {
             return Ok(open);
         }
-        let Self { rabbit, anvil, home, binary, record, .. } = self;
-        let sent_back = restoring::decide(rabbit, anvil.rpc(), home, binary, record).await?;
+        let Self { broker, anvil, home, binary, record, .. } = self;
+        let sent_back = restoring::decide(broker, anvil.rpc(), home, binary, record).await?;
         let open = if sent_back > 0 { self.quiet().await? } else { open };
         let (code, text) = home.command(binary, &["recover", "--end"]).await;
         ensure!(code == 0, "chainwriter recover --end: {code}, {text}");
@@ -204,7 +210,7 @@ impl Run {
     }
 
     async fn open(&self) -> anyhow::Result<Vec<String>> {
-        evidence::open(&self.rabbit, &self.journal, &self.home, self.record.is_recovering()).await
+        evidence::open(&self.broker, &self.journal, &self.home, self.record.is_recovering()).await
     }
 
     async fn check(&self, open: Vec<String>, faults: &mut Vec<String>) -> anyhow::Result<Report> {
@@ -214,7 +220,7 @@ impl Run {
             published: self.record.with_published(<[_]>::to_vec),
             chain,
             next_nonces: counted.into_iter().zip(given).map(|(counted, given)| counted.max(given)).collect(),
-            dead: evidence::dead_letters(&self.rabbit).await,
+            dead: evidence::dead_letters(&self.broker).await,
             finals: self.record.finals(),
             sent_back: self.record.sent_back(),
             cancellations: self.record.cancellations(),
@@ -233,7 +239,9 @@ impl Run {
         let seconds = self.record.elapsed().as_secs();
         let standing = standing::after(&self.record.kills(), self.home.folder())?;
         let totals = self.record.totals();
-        Ok(Report { seed: self.seed, seconds, blocks, totals, findings, open, log_lines, standing })
+        let version = self.broker.first().version().await.map_err(anyhow::Error::msg)?;
+        let broker = (self.broker.nodes.len(), version);
+        Ok(Report { seed: self.seed, seconds, blocks, totals, findings, open, log_lines, standing, broker })
     }
 
     /// Copies what explains a bad end to where it stays.
@@ -250,7 +258,9 @@ impl Run {
         std::fs::write(folder.join("findings.txt"), findings)?;
         self.journal.keep(&folder).await?;
         std::fs::write(folder.join("anvil.log"), self.anvil.log())?;
-        std::fs::write(folder.join("rabbitmq.log"), self.rabbit.log_tail())?;
+        for (place, node) in self.broker.nodes.iter().enumerate() {
+            std::fs::write(folder.join(format!("rabbitmq-{place}.log")), node.log_tail())?;
+        }
         Ok(folder)
     }
 }
@@ -271,15 +281,19 @@ async fn show_progress(record: Arc<Record>) {
     }
 }
 
+/// The broker as workers reach it.
+fn uris_through(broker: &RabbitCluster, ways: &[TcpProxy]) -> Vec<String> {
+    broker.nodes.iter().zip(ways).map(|(node, way)| node.uri_through(way.addr(), VHOST)).collect()
+}
+
 fn configuration(
-    rabbit: &Rabbit,
-    way_to_broker: &TcpProxy,
+    brokers: &[String],
     way_to_node: &TcpProxy,
     journal_url: Option<String>,
     batch: usize,
 ) -> WorkerConfig {
     let config = WorkerConfig {
-        broker_uri: rabbit.uri_through(way_to_broker.addr(), VHOST),
+        broker_uri: brokers.first().cloned().unwrap_or_default(),
         queue: QUEUE.to_owned(),
         endpoint: way_to_node.url(),
         account: 0,
@@ -303,6 +317,7 @@ fn configuration(
         // The default.
         .with("lease", "ttl = \"15s\"")
         .with("broker", format!("max_body = {}\nmax_hold = \"20s\"\npark_delay = \"2s\"", messages::MAX_BODY))
+        .with("broker", format!("uris = {brokers:?}"))
         .with("broker", "confirm_timeout = \"5s\"")
         .with("chain", format!("finality = {FINALITY}\ntimeout = \"2s\"\npoll_interval = \"200ms\""))
         .with("chain", format!("max_lag = {MAX_LAG}"))

@@ -69,6 +69,16 @@ pub(crate) enum Fault {
     BrokerKilled,
     BrokerMemoryAlarm,
     BrokerClosesConnections,
+    /// The node that leads the work queue is killed, and started again.
+    LeaderKilled,
+    /// That node is frozen, some times for longer than the others wait for it.
+    LeaderFreezes,
+    /// That node is parted from the others; clients still reach it.
+    LeaderParted,
+    /// A node is parted from the others, whichever it is.
+    NodeParted,
+    /// One node after the other is restarted, as in an upgrade.
+    ClusterRestarts,
     BrokerRefuses,
     BrokerSwallows,
     BrokerDropsAnswers,
@@ -122,6 +132,8 @@ pub(crate) struct Plan {
     pub(crate) way_to_second: Vec<Planned>,
     pub(crate) other: Vec<Planned>,
     pub(crate) broker: Vec<Planned>,
+    /// In its place, only where the broker is a cluster.
+    pub(crate) cluster: Vec<Planned>,
     pub(crate) way_to_broker: Vec<Planned>,
     /// Only where the journal is in one.
     pub(crate) database: Vec<Planned>,
@@ -186,6 +198,14 @@ const BROKER: &[Kind] = &[
     (Fault::BrokerMemoryAlarm, 2_000, 7_000),
     (Fault::BrokerClosesConnections, 0, 0),
 ];
+// Nodes that hear nothing of each other for about eight seconds take each other for dead.
+const CLUSTER: &[Kind] = &[
+    (Fault::LeaderKilled, 0, 3_000),
+    (Fault::LeaderFreezes, 2_000, 16_000),
+    (Fault::LeaderParted, 3_000, 20_000),
+    (Fault::NodeParted, 3_000, 20_000),
+    (Fault::ClusterRestarts, 0, 0),
+];
 const WAY_TO_BROKER: &[Kind] = &[
     (Fault::BrokerRefuses, 500, 4_000),
     (Fault::BrokerSwallows, 1_000, 6_000),
@@ -215,7 +235,7 @@ const RESTORED: &[Kind] = &[(Fault::JournalRestored, 6_000, 15_000)];
 const SECOND_JOURNAL: &[Kind] = &[(Fault::SecondJournal, 3_000, 8_000)];
 
 /// Names of the parts of a plan.
-pub(crate) const PARTS: [&str; 16] = [
+pub(crate) const PARTS: [&str; 17] = [
     "kills",
     "halts",
     "node",
@@ -226,6 +246,7 @@ pub(crate) const PARTS: [&str; 16] = [
     "way to second",
     "other node",
     "broker",
+    "cluster",
     "way to broker",
     "database",
     "way to database",
@@ -254,6 +275,7 @@ impl Plan {
             way_to_second: part("way to second", WAY_TO_NODE, (3_000, 9_000)),
             other: part("other node", OTHER, (3_000, 8_000)),
             broker: part("broker", BROKER, (10_000, 25_000)),
+            cluster: part("cluster", CLUSTER, (4_000, 12_000)),
             way_to_broker: part("way to broker", WAY_TO_BROKER, (6_000, 15_000)),
             database: part("database", DATABASE, (5_000, 14_000)),
             way_to_database: part("way to database", WAY_TO_DATABASE, (3_000, 9_000)),
@@ -294,10 +316,10 @@ mod tests {
     fn all(plan: &Plan) -> Vec<&Planned> {
         let Plan { kills, halts, node, account, contract, lag, .. } = plan;
         let Plan { way_to_node, way_to_second, broker, way_to_broker, database, way_to_database, operator, .. } = plan;
-        let Plan { other, restored, second_journal, .. } = plan;
+        let Plan { other, restored, second_journal, cluster, .. } = plan;
         let of_chain = [kills, halts, node, account, contract, lag, way_to_node, way_to_second, other];
         let of_queue = [broker, way_to_broker, database, way_to_database, operator, restored, second_journal];
-        of_chain.into_iter().chain(of_queue).flatten().collect()
+        of_chain.into_iter().chain(of_queue).chain([cluster]).flatten().collect()
     }
 
     #[test]
@@ -337,6 +359,7 @@ mod tests {
             LAG,
             WAY_TO_NODE,
             BROKER,
+            CLUSTER,
             WAY_TO_BROKER,
             OPERATOR,
             DATABASE,
