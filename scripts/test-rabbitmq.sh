@@ -6,7 +6,9 @@ set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 
 if ! scripts/setup.sh other-rabbitmq; then
+    echo "=======================================================================================================" >&2
     echo "test-rabbitmq: SKIPPED, there is no second RabbitMQ here (see above); nothing was tested on another version" >&2
+    echo "=======================================================================================================" >&2
     exit 0
 fi
 scripts/setup.sh clock postgres producers
