@@ -20,6 +20,7 @@ use crate::{CONTRACT, DEAD, KEEP, KEEP_MANY, MARKER, SIGNERS, STRANGER, VHOST};
 /// Blocks asked for in one HTTP request.
 const BLOCKS: u64 = 50;
 pub(crate) const REPLAY_COUNT: &str = "cw-replay-count";
+const DEAD_LETTER_KEY: &str = "cw-dead-letter-key";
 
 /// Every transaction of the accounts in the chain, their next nonces, and the height.
 pub(crate) async fn chain(rpc: RpcClient) -> anyhow::Result<(Vec<ChainTransaction>, Vec<u64>, u64)> {
@@ -117,7 +118,7 @@ pub(crate) async fn dead_letters(broker: &RabbitCluster) -> Vec<DeadLetter> {
             id: properties.message_id().as_ref().map(ToString::to_string),
             replay: replay_count(&properties),
             body,
-            key: routing_key,
+            key: key_of(&properties, routing_key),
         })
         .collect()
 }
@@ -133,12 +134,21 @@ pub(crate) async fn look_at_dead_letters(broker: &RabbitCluster) -> anyhow::Resu
             id: letter.properties.message_id().as_ref().map(ToString::to_string),
             replay: replay_count(&letter.properties),
             body: letter.data.clone(),
-            key: letter.routing_key.to_string(),
+            key: key_of(&letter.properties, letter.routing_key.to_string()),
         });
     }
     // What was not acked goes back with the connection.
     link.close();
     Ok(letters)
+}
+
+/// Returns the routing key that a letter came with. One that the `dead` commands have renewed went straight into the queue, and
+/// says it in a header.
+fn key_of(properties: &BasicProperties, routing_key: String) -> String {
+    match properties.headers().as_ref().and_then(|headers| headers.inner().get(DEAD_LETTER_KEY)) {
+        Some(AMQPValue::LongString(key)) if routing_key == DEAD => key.to_string(),
+        _ => routing_key,
+    }
 }
 
 /// Returns how often an operator has sent a message back.
