@@ -6,7 +6,7 @@ use lapin::message::Delivery;
 use lapin::types::{AMQPValue, DecimalValue, FieldArray, FieldTable, LongString, ShortString};
 use serde::{Deserialize, Serialize};
 
-use crate::model::message::header;
+use crate::model::headers::header;
 use crate::model::{HeaderValue, Headers, Message, Origin, Properties};
 
 /// Delivery mode of every copy, whatever the producer chose.

@@ -23,7 +23,7 @@ use crate::broker::connection::{BrokerSettings, Connected, refusal};
 use crate::broker::convert::{PERSISTENT, PlainProperties, message_with};
 use crate::broker::publisher::PublishSession;
 use crate::broker::{BrokerError, Outgoing, PublishError, WorkQueue};
-use crate::model::message::header;
+use crate::model::headers::header;
 use crate::model::{Message, Origin};
 
 /// Returns after which a letter is renewed. Below 10, the lowest delivery limit that the documentation allows.

@@ -12,7 +12,7 @@ use crate::broker::{Outgoing, PublishOnly, SessionPublisher};
 use crate::cli::envelope::Envelope;
 use crate::cli::{exit, progress, say, stop};
 use crate::config::Settings;
-use crate::model::message::header;
+use crate::model::headers::header;
 use crate::model::text::counted;
 use crate::model::{BodyHash, Headers, Message, Origin, Properties, RequestId, Timestamp};
 use crate::policy::admission::{AdmissionRules, Candidate, admit, sheltered};

@@ -1,6 +1,6 @@
 //! The counts of a copy, in its headers.
 
-use crate::model::message::{HeaderValue, Headers, header};
+use crate::model::headers::{HeaderValue, Headers, header};
 use crate::model::request::Generation;
 
 /// Limits `cw-attempt` and `cw-replay-count`. A worker makes fewer tries, and at the highest number a further replay would be taken for

@@ -1,168 +1,15 @@
 //! A message as it travels: body, properties and headers, and what a copy of it may and may not carry.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeSet;
 
 use bytes::Bytes;
 use serde::{Deserialize, Serialize};
 
 use crate::model::cause::{Cause, cut};
+use crate::model::header_room::{drop_large_headers, is_of_broker};
+use crate::model::headers::{HeaderValue, Headers, header};
 use crate::model::ids::{Timestamp, TxHash};
 use crate::model::request::Generation;
-
-/// The headers that chainwriter itself sets. They do not begin with `x-`: those become annotations from RabbitMQ 4 on.
-pub mod header {
-    /// How many retries came before this copy; none means zero. The only count of attempts that is believed.
-    pub const ATTEMPT: &str = "cw-attempt";
-    /// How often an operator sent the request back.
-    pub const REPLAY_COUNT: &str = "cw-replay-count";
-    /// The request is for this time or later: RFC 3339, or an AMQP timestamp. The producer sets it.
-    pub const NOT_BEFORE: &str = "cw-not-before";
-    /// Nothing is to be signed for the request from this time on: as `cw-not-before`. The producer sets it.
-    pub const NOT_AFTER: &str = "cw-not-after";
-    /// The class of the failure that led to this copy.
-    pub const ERROR_CLASS: &str = "cw-error-class";
-    pub const ERROR_REASON: &str = "cw-error-reason";
-    /// Its detail, 1 KiB at most.
-    pub const ERROR_DETAIL: &str = "cw-error-detail";
-    /// When the request failed for the first time, RFC 3339.
-    pub const FIRST_FAILED_AT: &str = "cw-first-failed-at";
-    pub const ORIGINAL_EXCHANGE: &str = "cw-original-exchange";
-    pub const ORIGINAL_ROUTING_KEY: &str = "cw-original-routing-key";
-    /// The producer's `user_id`: the broker refuses a copy that has another user's.
-    pub const ORIGINAL_USER_ID: &str = "cw-original-user-id";
-    /// Every hash ever signed for the request, as an array of texts.
-    pub const TX_HASH: &str = "cw-tx-hash";
-    /// The producer's `expiration`, kept where it cannot make the copy vanish.
-    pub const ORIGINAL_EXPIRATION: &str = "cw-original-expiration";
-    /// The id under which `status` knows a message that was refused; made up where it has none of its own.
-    pub const REQUEST_ID: &str = "cw-request-id";
-    /// Names of headers that were too large to copy.
-    pub const DROPPED_HEADERS: &str = "cw-dropped-headers";
-    /// The organisation and instance that made the copy.
-    pub const WORKER: &str = "cw-worker";
-    /// When a dead letter became one, RFC 3339.
-    pub const DEAD_AT: &str = "cw-dead-at";
-    /// The routing key that a dead letter had before an operator's command put it into its queue anew.
-    pub const DEAD_LETTER_KEY: &str = "cw-dead-letter-key";
-    /// The token of a passage: a message of our own that shows what has come out of the work queue.
-    pub const PASSAGE: &str = "cw-passage";
-    pub const REPLAYED_BY: &str = "cw-replayed-by";
-    pub const REPLAYED_AT: &str = "cw-replayed-at";
-    pub const REPLAY_REASON: &str = "cw-replay-reason";
-    /// The properties and headers of a message that AMQP does not allow, as they came: hexadecimal digits. Set on arrival.
-    pub const RAW_PROPERTIES: &str = "cw-raw-properties";
-    /// Names the parts of them that cannot be read, with their bytes.
-    pub const UNREADABLE: &str = "cw-unreadable";
-    /// Begins the name of every header of ours.
-    pub const PREFIX: &str = "cw-";
-    /// Headers of ours that a copy keeps whatever its size: intake reads them.
-    pub const READ: [&str; 7] =
-        [NOT_BEFORE, NOT_AFTER, ATTEMPT, REPLAY_COUNT, ORIGINAL_EXCHANGE, ORIGINAL_ROUTING_KEY, ORIGINAL_USER_ID];
-    /// Headers of ours that are believed of every message. A producer may set the first two; the others only keep its own
-    /// message from being a request.
-    pub const BELIEVED: [&str; 4] = [NOT_BEFORE, NOT_AFTER, RAW_PROPERTIES, UNREADABLE];
-    /// Of the broker: how often it took this delivery back, because a consumer died or gave it back. No copy has it.
-    pub const DELIVERY_COUNT: &str = "x-delivery-count";
-}
-
-pub type Headers = BTreeMap<String, HeaderValue>;
-
-/// A value in a header table. Integers of every width become 64 bits wide and floats double.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case")]
-pub enum HeaderValue {
-    Bool(bool),
-    Int(i64),
-    Float(#[serde(with = "float_text")] f64),
-    /// `value` with the decimal point moved left by `scale` places.
-    Decimal {
-        scale: u8,
-        value: u32,
-    },
-    Text(String),
-    /// Bytes that are not UTF-8.
-    Bytes(Vec<u8>),
-    /// Seconds since 1970.
-    Time(u64),
-    Array(Vec<HeaderValue>),
-    Table(Headers),
-    Void,
-}
-
-/// Floats as texts: JSON's numbers have no infinities and no NaN, and its readers may change the last digit.
-mod float_text {
-    use serde::{Deserialize, Deserializer, Serializer};
-
-    pub(super) fn serialize<S: Serializer>(value: &f64, serializer: S) -> Result<S::Ok, S::Error> {
-        serializer.collect_str(value)
-    }
-
-    /// Journals of the first schema hold numbers.
-    #[derive(Deserialize)]
-    #[serde(untagged)]
-    enum Stored {
-        Text(String),
-        Number(f64),
-    }
-
-    pub(super) fn deserialize<'de, D: Deserializer<'de>>(deserializer: D) -> Result<f64, D::Error> {
-        match Stored::deserialize(deserializer)? {
-            Stored::Text(text) => text.parse().map_err(serde::de::Error::custom),
-            Stored::Number(number) => Ok(number),
-        }
-    }
-}
-
-impl HeaderValue {
-    /// Returns a word for the type, for error messages.
-    pub fn type_name(&self) -> &'static str {
-        match self {
-            Self::Bool(_) => "boolean",
-            Self::Int(_) => "integer",
-            Self::Float(_) => "float",
-            Self::Decimal { .. } => "decimal",
-            Self::Text(_) => "text",
-            Self::Bytes(_) => "bytes",
-            Self::Time(_) => "timestamp",
-            Self::Array(_) => "array",
-            Self::Table(_) => "table",
-            Self::Void => "void",
-        }
-    }
-
-    /// Returns how deep arrays and tables are nested; 0 without any.
-    pub fn levels(&self) -> usize {
-        match self {
-            Self::Array(values) => 1 + values.iter().map(Self::levels).max().unwrap_or(0),
-            Self::Table(table) => 1 + table.values().map(Self::levels).max().unwrap_or(0),
-            Self::Text(_) | Self::Bytes(_) => 0,
-            Self::Bool(_) | Self::Int(_) | Self::Float(_) | Self::Decimal { .. } | Self::Time(_) | Self::Void => 0,
-        }
-    }
-
-    /// Returns about how many bytes the value takes in a frame.
-    fn size(&self) -> usize {
-        match self {
-            Self::Text(text) => text.len() + 5,
-            Self::Bytes(bytes) => bytes.len() + 5,
-            Self::Array(values) => values.iter().map(Self::size).sum::<usize>() + 5,
-            Self::Table(table) => table.iter().map(|(name, value)| name.len() + 1 + value.size()).sum::<usize>() + 5,
-            Self::Bool(_) | Self::Int(_) | Self::Float(_) | Self::Decimal { .. } | Self::Time(_) | Self::Void => 9,
-        }
-    }
-}
-
-impl From<&str> for HeaderValue {
-    fn from(text: &str) -> Self {
-        Self::Text(text.to_owned())
-    }
-}
-
-impl From<String> for HeaderValue {
-    fn from(text: String) -> Self {
-        Self::Text(text)
-    }
-}
 
 /// The AMQP 0-9-1 basic properties that a copy keeps, and `expiration`, which it does not.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
@@ -238,13 +85,6 @@ pub struct ReplayNote<'a> {
     pub reason: &'a str,
 }
 
-/// The most that a message's headers may take, about, without those of ours. Header frames are not split: one that is too large
-/// ends the whole connection, so intake refuses more, and a copy leaves the largest behind.
-pub const MAX_HEADER_BYTES: usize = 32 * 1024;
-/// The most that one header of ours takes.
-const MAX_OWN_HEADER_BYTES: usize = 8 * 1024;
-/// The most that headers may take in a copy which intake reads.
-const MAX_READ_HEADER_BYTES: usize = 64 * 1024;
 /// At most this many hashes go into the header; the journal has them all.
 const MAX_TX_HASHES: usize = 64;
 
@@ -372,57 +212,6 @@ impl Message {
     }
 }
 
-/// Returns whether the broker or its clients write this header about a journey. No copy has it: a stale `x-death` makes RabbitMQ up
-/// to 3.13 drop the copy when it leaves the wait queue, and a copied `CC` would fan it out again.
-fn is_of_broker(name: &str) -> bool {
-    const STRIPPED: [&str; 5] = ["x-death", "x-delivery-count", "x-acquired-count", "CC", "BCC"];
-    const STRIPPED_PREFIXES: [&str; 3] = ["x-first-death-", "x-last-death-", "x-opt-"];
-    STRIPPED.contains(&name) || STRIPPED_PREFIXES.iter().any(|prefix| name.starts_with(prefix))
-}
-
-/// Drops the largest headers until the others fit, and names them. What intake reads goes last, and only where a frame would
-/// not hold it.
-fn drop_large_headers(headers: &mut Headers, read: &BTreeSet<String>) {
-    let is_read = |name: &str| header::READ.contains(&name) || read.contains(name);
-    let mut dropped: Vec<String> = Vec::new();
-    // The header that is made on arrival has a limit of its own.
-    let is_too_large = |name: &str, value: &HeaderValue| {
-        let is_ours = name.starts_with(header::PREFIX) && name != header::RAW_PROPERTIES;
-        is_ours && name.len() + value.size() > MAX_OWN_HEADER_BYTES
-    };
-    dropped.extend(headers.iter().filter(|(name, value)| is_too_large(name, value)).map(|(name, _)| name.clone()));
-    let sized = |is_wanted: &dyn Fn(&str) -> bool| {
-        let wanted = headers.iter().filter(|(name, _)| !name.starts_with(header::PREFIX) && is_wanted(name));
-        let mut sizes: Vec<_> = wanted.map(|(name, value)| (name.len() + value.size(), name.clone())).collect();
-        sizes.sort_unstable();
-        sizes
-    };
-    let (mut others, mut read) = (sized(&|name| !is_read(name)), sized(&is_read));
-    let sum = |sizes: &[(usize, String)]| sizes.iter().map(|(size, _)| size).sum::<usize>();
-    while sum(&others) + sum(&read) > MAX_HEADER_BYTES
-        && let Some((_, name)) = others.pop()
-    {
-        dropped.push(name);
-    }
-    while sum(&read) > MAX_READ_HEADER_BYTES
-        && let Some((_, name)) = read.pop()
-    {
-        dropped.push(name);
-    }
-    if dropped.is_empty() {
-        return;
-    }
-    for name in &dropped {
-        headers.remove(name);
-    }
-    let earlier = match headers.get(header::DROPPED_HEADERS) {
-        Some(HeaderValue::Text(earlier)) => Some(earlier.clone()),
-        _ => None,
-    };
-    let all: Vec<_> = earlier.into_iter().chain(dropped).collect();
-    headers.insert(header::DROPPED_HEADERS.to_owned(), cut(all.join(", "), Cause::MAX_DETAIL_BYTES).into());
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -532,16 +321,6 @@ mod tests {
         let note = FailureNote { cause: &cause, first_failed_at: Timestamp(0), tx_hashes: &[], worker: "acme/host" };
         let dead = with(&[(header::REQUEST_ID, 5)]).failed(Generation::default(), &note, &BTreeSet::new());
         assert_eq!(dead.headers.get(header::REQUEST_ID), None);
-    }
-
-    #[test]
-    fn every_float_can_be_written_and_read_again() {
-        for float in [f64::NAN, f64::INFINITY, f64::NEG_INFINITY, -0.0, f64::MIN_POSITIVE, f64::MAX, 0.1 + 0.2] {
-            let text = serde_json::to_string(&HeaderValue::Float(float)).unwrap();
-            let HeaderValue::Float(again) = serde_json::from_str(&text).unwrap() else { panic!("{text}") };
-            assert_eq!(format!("{again:?}"), format!("{float:?}"), "{text}");
-        }
-        assert_eq!(serde_json::from_str::<HeaderValue>(r#"{"float":0.5}"#).unwrap(), HeaderValue::Float(0.5));
     }
 
     #[test]

@@ -3,6 +3,8 @@
 pub mod cause;
 mod counts;
 pub mod event;
+pub mod header_room;
+pub mod headers;
 pub mod ids;
 pub mod marker;
 pub mod members;
@@ -21,13 +23,14 @@ pub use cause::Cause;
 pub use event::Event;
 #[cfg(test)]
 pub use event::EventKind;
+pub use headers::{HeaderValue, Headers};
 pub use ids::{
     Address, BlockHash, BlockNumber, BodyHash, ContentHash, Gas, Nonce, OrderKey, RecordId, RequestId, Timestamp,
     Topic, TxHash, Wei, WriteHash,
 };
 pub use marker::{JournalId, Marker, Start, StartToken};
 pub use members::Members;
-pub use message::{HeaderValue, Headers, Message, Origin, Properties};
+pub use message::{Message, Origin, Properties};
 pub use operator::{Act, Operator, Order};
 pub use progress::Heartbeat;
 pub use reasons::{FailureClass, IncidentKind, PauseReason, Reason};

@@ -114,7 +114,7 @@ impl RequestState {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::model::message::{HeaderValue, Headers, header};
+    use crate::model::headers::{HeaderValue, Headers, header};
 
     #[test]
     fn every_state_is_found_by_its_word() {

@@ -1,6 +1,6 @@
 //! Where a message stands in a distributed trace: W3C Trace Context, as its headers have it.
 
-use crate::model::message::{HeaderValue, Headers};
+use crate::model::headers::{HeaderValue, Headers};
 
 /// The header, and the CloudEvents attribute, that names the trace and the span.
 pub const TRACEPARENT: &str = "traceparent";

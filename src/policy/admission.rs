@@ -3,7 +3,8 @@
 use std::collections::BTreeSet;
 use std::sync::Arc;
 
-use crate::model::message::{MAX_HEADER_BYTES, header};
+use crate::model::header_room::MAX_HEADER_BYTES;
+use crate::model::headers::header;
 use crate::model::{
     BodyHash, Cause, Generation, HeaderValue, Message, OrderKey, Reason, RequestId, Timestamp, Write, ids,
 };

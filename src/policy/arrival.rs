@@ -1,6 +1,6 @@
 //! Decides about a delivery, given what the journal says of its request: the table of the design, one arm for each row.
 
-use crate::model::message::header;
+use crate::model::headers::header;
 use crate::model::words::words;
 use crate::model::{BodyHash, Generation, HeaderValue, Message, RequestState};
 

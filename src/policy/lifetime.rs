@@ -3,7 +3,7 @@
 
 use std::time::Duration;
 
-use crate::model::message::header;
+use crate::model::headers::header;
 use crate::model::{Cause, HeaderValue, Message, Reason, Timestamp};
 use crate::policy::postpone::{LATEST, time_in};
 

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use crate::model::message::header;
+use crate::model::headers::header;
 use crate::model::{HeaderValue, Headers, Timestamp};
 
 /// The begin of the year 2100. Later times are taken for mistakes: milliseconds for seconds, a wrong century.

@@ -316,7 +316,7 @@ impl KeyPattern {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::model::message::header;
+    use crate::model::headers::header;
     use crate::model::{Gas, Origin, Properties};
     use crate::policy::abi::{self, Source};
 

@@ -5,7 +5,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::PoisonError;
 
 use crate::journal::{AccountId, RequestSeq};
-use crate::model::message::header;
+use crate::model::headers::header;
 use crate::model::{
     BodyHash, EventKind, Generation, Nonce, Purpose, RawTransaction, Reason, RequestId, RequestState, TransactionState,
     TxHash,

@@ -8,7 +8,7 @@ use tokio::sync::{mpsc, watch};
 use tokio_util::sync::CancellationToken;
 
 use crate::broker::{AckToken, Delivery, EndDelivery, Flow, Names, Outgoing, PublishError, Publisher};
-use crate::model::message::header;
+use crate::model::headers::header;
 use crate::model::{Generation, HeaderValue, Marker, Message, Origin};
 use crate::simulation::letters::{DeliveryLimit, GivenUp};
 use crate::simulation::world::{Odds, Shared, World};

@@ -8,7 +8,7 @@ use fastrand::Rng;
 use tokio::time::Instant;
 
 use crate::journal::Leases;
-use crate::model::message::header;
+use crate::model::headers::header;
 use crate::model::{Address, Generation, Headers, Message, Order, Origin, Properties, RequestId, Timestamp};
 use crate::policy::marker::newest;
 use crate::simulation::Outcome;

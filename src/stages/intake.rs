@@ -377,7 +377,7 @@ mod tests {
     use crate::journal::contract::failed;
     use crate::journal::{Hold, Leases, Settlements, Transactions};
     use crate::model::HeaderValue;
-    use crate::model::message::header;
+    use crate::model::headers::header;
     use crate::policy::letters::tests::rules;
     use crate::policy::routes::{Match, Route};
     use crate::simulation::fakes::{FakeSession, journal};

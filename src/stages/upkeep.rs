@@ -19,7 +19,7 @@ use tracing::{info, warn};
 
 use crate::broker::{Outgoing, Publisher};
 use crate::journal::{JournalError, Passage, Passages, Proof, Upkeep};
-use crate::model::message::header;
+use crate::model::headers::header;
 use crate::model::{HeaderValue, Headers, Message, Properties, Timestamp, ids};
 use crate::policy::passage::{GRACE, Next, interval, next, trusted};
 use crate::stages::claim::Serving;

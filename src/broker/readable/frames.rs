@@ -198,7 +198,7 @@ mod tests {
 
     use super::*;
     use crate::broker::readable::properties::tests::{properties, read};
-    use crate::model::message::header;
+    use crate::model::headers::header;
 
     fn frame(kind: u8, channel: u16, payload: &[u8]) -> Vec<u8> {
         let size = u32::try_from(payload.len()).unwrap();

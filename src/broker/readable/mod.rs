@@ -10,8 +10,8 @@
 //!
 //! `frames` finds the frames, `properties` reads and replaces properties, `stream` is the stream that the library reads from.
 //!
-//! [`header::UNREADABLE`]: crate::model::message::header::UNREADABLE
-//! [`header::RAW_PROPERTIES`]: crate::model::message::header::RAW_PROPERTIES
+//! [`header::UNREADABLE`]: crate::model::headers::header::UNREADABLE
+//! [`header::RAW_PROPERTIES`]: crate::model::headers::header::RAW_PROPERTIES
 
 use std::io::{self, Read, Write};
 use std::net::SocketAddr;

@@ -5,7 +5,7 @@ use lapin::protocol::basic::parse_properties;
 use lapin::types::parsing::parse_field_table;
 
 use crate::model::cause::cut;
-use crate::model::message::header;
+use crate::model::headers::header;
 
 /// Bytes of the original that are kept at most: with all else they fit into one frame, as hexadecimal digits.
 const KEPT_BYTES: usize = 24 * 1024;

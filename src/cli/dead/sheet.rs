@@ -6,7 +6,7 @@ use anyhow::{Context, bail, ensure};
 use bytes::Bytes;
 
 use crate::model::cause::cut;
-use crate::model::message::header;
+use crate::model::headers::header;
 use crate::model::{HeaderValue, Headers, Message, Properties};
 
 const TEXT_BODY: &str = "----- the body follows as it is -----";

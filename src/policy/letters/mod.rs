@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::time::Duration;
 
-use crate::model::message::header;
+use crate::model::headers::header;
 use crate::model::{
     BodyHash, Cause, FailureClass, Generation, HeaderValue, Message, Origin, Reason, RequestId, Timestamp, ids,
 };

@@ -1,7 +1,7 @@
 //! How a dead letter's message came into the work queue. Routes go by the exchange and the routing key that its producer chose,
 //! and the letter itself has those of the dead-letter exchange.
 
-use crate::model::message::header;
+use crate::model::headers::header;
 use crate::model::{HeaderValue, Headers, Message, Origin};
 
 /// Returns by which exchange and key the message came into the work queue; `None` where the letter does not say. A copy of the
