@@ -59,6 +59,7 @@ mod dead_letters;
 mod declare;
 mod depths;
 mod endings;
+mod fit;
 mod hosts;
 mod inspection;
 mod letter_json;

@@ -13,6 +13,7 @@ use tokio::time::Instant;
 
 use crate::broker::connection::{Connected, LONGEST_DETAIL_BYTES, broker_detail, refusal};
 use crate::broker::convert::properties_of;
+use crate::broker::fit::fitted;
 use crate::broker::{BrokerError, Outgoing, PublishError, Publisher};
 use crate::model::text::cleaned;
 use crate::observe::metrics::{Confirm, Publication, PublishMeter};
@@ -68,7 +69,7 @@ impl PublishSession {
         let _place = self.places.acquire().await.map_err(|_| PublishError::NotConnected)?;
         let channel = self.channel().await?;
         let published = async {
-            let waiting = send(&channel, outgoing, properties, true).await?;
+            let waiting = self.send(&channel, outgoing, properties, true).await?;
             proof_of(outgoing, waiting.await)
         };
         let result = tokio::time::timeout(self.confirm_timeout, published).await.map_err(|_| PublishError::Timeout)?;
@@ -106,7 +107,7 @@ impl PublishSession {
             let channel = self.channel().await?;
             let mut waiting = Vec::with_capacity(piece.len());
             for outgoing in piece {
-                waiting.push(send(&channel, outgoing, properties_of(&outgoing.message), mandatory).await?);
+                waiting.push(self.send(&channel, outgoing, properties_of(&outgoing.message), mandatory).await?);
             }
             Ok((place, channel, waiting))
         });
@@ -129,24 +130,27 @@ impl PublishSession {
         }
         results
     }
-}
 
-async fn send(
-    channel: &Channel,
-    outgoing: &Outgoing,
-    properties: BasicProperties,
-    mandatory: bool,
-) -> Result<lapin::PublisherConfirm, PublishError> {
-    channel
-        .basic_publish(
-            outgoing.exchange.as_str().into(),
-            outgoing.routing_key.as_str().into(),
-            BasicPublishOptions { mandatory, ..BasicPublishOptions::default() },
-            &outgoing.message.body,
-            properties,
-        )
-        .await
-        .map_err(|error| PublishError::Channel(broker_detail(&error)))
+    /// Publishes on a channel. Headers that no frame holds are left out.
+    async fn send(
+        &self,
+        channel: &Channel,
+        outgoing: &Outgoing,
+        properties: BasicProperties,
+        mandatory: bool,
+    ) -> Result<lapin::PublisherConfirm, PublishError> {
+        let properties = fitted(properties, self.connected.connection.configuration().frame_max());
+        channel
+            .basic_publish(
+                outgoing.exchange.as_str().into(),
+                outgoing.routing_key.as_str().into(),
+                BasicPublishOptions { mandatory, ..BasicPublishOptions::default() },
+                &outgoing.message.body,
+                properties,
+            )
+            .await
+            .map_err(|error| PublishError::Channel(broker_detail(&error)))
+    }
 }
 
 /// Reads a confirm. An ack alone is no proof: a message that no queue took is returned and then acked.

@@ -31,7 +31,7 @@ pub mod header {
     pub const ORIGINAL_EXPIRATION: &str = "cw-original-expiration";
     /// The id under which `status` knows a message that was refused; made up where it has none of its own.
     pub const REQUEST_ID: &str = "cw-request-id";
-    /// Names of headers that were too large to copy.
+    /// Names of headers that were too large for a copy.
     pub const DROPPED_HEADERS: &str = "cw-dropped-headers";
     /// The organisation and instance that made the copy.
     pub const WORKER: &str = "cw-worker";
@@ -39,6 +39,8 @@ pub mod header {
     pub const DEAD_AT: &str = "cw-dead-at";
     /// The routing key that a dead letter had before an operator's command put it into its queue anew.
     pub const DEAD_LETTER_KEY: &str = "cw-dead-letter-key";
+    /// The `user_id` of a message that the broker dead-lettered, from before such a command: the broker refuses a copy with another's.
+    pub const DEAD_LETTER_USER_ID: &str = "cw-dead-letter-user-id";
     /// The token of a passage: a message of our own that shows what has come out of the work queue.
     pub const PASSAGE: &str = "cw-passage";
     pub const REPLAYED_BY: &str = "cw-replayed-by";
@@ -48,6 +50,8 @@ pub mod header {
     pub const RAW_PROPERTIES: &str = "cw-raw-properties";
     /// Names the parts of them that cannot be read, with their bytes.
     pub const UNREADABLE: &str = "cw-unreadable";
+    /// Says which headers of a message were left out on arrival, since no frame holds them with what the broker adds.
+    pub const TOO_LARGE: &str = "cw-too-large";
     /// Begins the name of every header of ours.
     pub const PREFIX: &str = "cw-";
     /// Headers of ours that a copy keeps whatever its size: intake reads them.
@@ -55,7 +59,36 @@ pub mod header {
         [NOT_BEFORE, NOT_AFTER, ATTEMPT, REPLAY_COUNT, ORIGINAL_EXCHANGE, ORIGINAL_ROUTING_KEY, ORIGINAL_USER_ID];
     /// Headers of ours that are believed of every message. A producer may set the first two; the others only keep its own
     /// message from being a request.
-    pub const BELIEVED: [&str; 4] = [NOT_BEFORE, NOT_AFTER, RAW_PROPERTIES, UNREADABLE];
+    pub const BELIEVED: [&str; 5] = [NOT_BEFORE, NOT_AFTER, RAW_PROPERTIES, UNREADABLE, TOO_LARGE];
+    /// All of ours. What else begins with `cw-` is a producer's.
+    pub const OWN: [&str; 26] = [
+        ATTEMPT,
+        REPLAY_COUNT,
+        NOT_BEFORE,
+        NOT_AFTER,
+        ERROR_CLASS,
+        ERROR_REASON,
+        ERROR_DETAIL,
+        FIRST_FAILED_AT,
+        ORIGINAL_EXCHANGE,
+        ORIGINAL_ROUTING_KEY,
+        ORIGINAL_USER_ID,
+        TX_HASH,
+        ORIGINAL_EXPIRATION,
+        REQUEST_ID,
+        DROPPED_HEADERS,
+        WORKER,
+        DEAD_AT,
+        DEAD_LETTER_KEY,
+        DEAD_LETTER_USER_ID,
+        PASSAGE,
+        REPLAYED_BY,
+        REPLAYED_AT,
+        REPLAY_REASON,
+        RAW_PROPERTIES,
+        UNREADABLE,
+        TOO_LARGE,
+    ];
     /// Of the broker: how often it took this delivery back, because a consumer died or gave it back. No copy has it.
     pub const DELIVERY_COUNT: &str = "x-delivery-count";
 }
@@ -135,16 +168,24 @@ impl HeaderValue {
         }
     }
 
-    /// Returns about how many bytes the value takes in a frame.
+    /// Returns how many bytes the value takes in a frame, with the letter of its type: AMQP 0-9-1, 4.2.1.
     pub fn size(&self) -> usize {
         match self {
-            Self::Text(text) => text.len() + 5,
-            Self::Bytes(bytes) => bytes.len() + 5,
-            Self::Array(values) => values.iter().map(Self::size).sum::<usize>() + 5,
-            Self::Table(table) => table.iter().map(|(name, value)| name.len() + 1 + value.size()).sum::<usize>() + 5,
-            Self::Bool(_) | Self::Int(_) | Self::Float(_) | Self::Decimal { .. } | Self::Time(_) | Self::Void => 9,
+            Self::Text(text) => 1 + 4 + text.len(),
+            Self::Bytes(bytes) => 1 + 4 + bytes.len(),
+            Self::Array(values) => 1 + 4 + values.iter().map(Self::size).sum::<usize>(),
+            Self::Table(table) => 1 + 4 + table.iter().map(|(name, value)| entry_bytes(name, value)).sum::<usize>(),
+            Self::Void => 1,
+            Self::Bool(_) => 1 + 1,
+            Self::Decimal { .. } => 1 + 5,
+            Self::Int(_) | Self::Float(_) | Self::Time(_) => 1 + 8,
         }
     }
+}
+
+/// Returns how many bytes a header takes in a frame.
+pub fn entry_bytes(name: &str, value: &HeaderValue) -> usize {
+    1 + name.len() + value.size()
 }
 
 impl From<&str> for HeaderValue {

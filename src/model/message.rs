@@ -6,8 +6,8 @@ use bytes::Bytes;
 use serde::{Deserialize, Serialize};
 
 use crate::model::cause::{Cause, cut};
-use crate::model::header_room::{drop_large_headers, is_of_broker};
-use crate::model::headers::{HeaderValue, Headers, header};
+use crate::model::header_room::{drop_large_headers, is_of_broker, is_of_producer};
+use crate::model::headers::{HeaderValue, Headers, entry_bytes, header};
 use crate::model::ids::{Timestamp, TxHash};
 use crate::model::request::Generation;
 
@@ -125,10 +125,10 @@ impl Message {
         }
     }
 
-    /// Returns about how many bytes its headers take in a copy, without those of ours.
+    /// Returns how many bytes its headers take in a copy, without those of ours.
     pub fn header_bytes(&self) -> usize {
-        let is_counted = |name: &str| !is_of_broker(name) && !name.starts_with(header::PREFIX);
-        self.headers.iter().filter(|(name, _)| is_counted(name)).map(|(name, value)| name.len() + value.size()).sum()
+        let counted = self.headers.iter().filter(|(name, _)| is_of_producer(name));
+        counted.map(|(name, value)| entry_bytes(name, value)).sum()
     }
 
     /// Returns a copy that carries the request on unchanged: to park it. If its headers are too large, those stay that are `read`
@@ -169,7 +169,7 @@ impl Message {
             (header::ERROR_DETAIL, cut(note.cause.detail.clone(), Cause::MAX_DETAIL_BYTES).into()),
             (header::FIRST_FAILED_AT, note.first_failed_at.to_string().into()),
             (header::TX_HASH, HeaderValue::Array(hashes)),
-            (header::WORKER, note.worker.into()),
+            (header::WORKER, cut(note.worker.to_owned(), Cause::MAX_DETAIL_BYTES).into()),
         ];
         copy.headers.extend(explained.into_iter().map(|(name, value)| (name.to_owned(), value)));
         copy
@@ -179,7 +179,7 @@ impl Message {
     /// about the failure.
     #[must_use]
     pub fn replayed(&self, note: &ReplayNote<'_>) -> Message {
-        const OF_THE_FAILURE: [&str; 12] = [
+        const OF_THE_FAILURE: [&str; 14] = [
             header::ATTEMPT,
             header::ERROR_CLASS,
             header::ERROR_REASON,
@@ -190,8 +190,10 @@ impl Message {
             header::REQUEST_ID,
             header::DEAD_AT,
             header::DEAD_LETTER_KEY,
+            header::DEAD_LETTER_USER_ID,
             header::RAW_PROPERTIES,
             header::UNREADABLE,
+            header::TOO_LARGE,
         ];
         // Intake has taken its headers as they are, so none is too large.
         let mut copy = self.copied(&BTreeSet::new());
@@ -200,7 +202,7 @@ impl Message {
         }
         copy.headers.remove(header::REPLAY_COUNT);
         let said = [
-            (header::REPLAYED_BY, note.by.to_owned()),
+            (header::REPLAYED_BY, cut(note.by.to_owned(), Cause::MAX_DETAIL_BYTES)),
             (header::REPLAYED_AT, note.at.to_string()),
             (header::REPLAY_REASON, cut(note.reason.to_owned(), Cause::MAX_DETAIL_BYTES)),
         ];

@@ -171,6 +171,11 @@ pub fn admit(rules: &AdmissionRules, message: &Message) -> Result<Candidate, Ref
         let id = id_beside_body().filter(|_| rules.scope == Scope::None);
         return Err(refuse(id, Reason::Unreadable, unreadable.clone()));
     }
+    if let Some(HeaderValue::Text(left_out)) = message.headers.get(header::TOO_LARGE) {
+        // The header with its scope may be among them.
+        let id = id_beside_body().filter(|_| rules.scope == Scope::None);
+        return Err(refuse(id, Reason::TooLarge, left_out.clone()));
+    }
     let id = read_id(rules, message, &body).map_err(|cause| Refusal { id: None, cause })?;
     check_headers(rules, message).map_err(|cause| Refusal { id: Some(id.clone()), cause })?;
     let route = route_of(&rules.routes, message);
@@ -209,7 +214,7 @@ fn check_headers(rules: &AdmissionRules, message: &Message) -> Result<(), Cause>
     }
     let bytes = message.header_bytes();
     if bytes > MAX_HEADER_BYTES {
-        let detail = format!("the headers have about {bytes} bytes, {MAX_HEADER_BYTES} are taken");
+        let detail = format!("the headers have {bytes} bytes, {MAX_HEADER_BYTES} are taken");
         return Err(Cause::new(Reason::TooLarge, detail));
     }
     let Some(HeaderValue::Text(dropped)) = message.headers.get(header::DROPPED_HEADERS) else { return Ok(()) };

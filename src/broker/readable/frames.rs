@@ -3,7 +3,7 @@
 
 use std::collections::BTreeMap;
 
-use crate::broker::readable::properties::{Part, is_readable, replaced};
+use crate::broker::readable::properties::{Part, is_readable, replaced, shortened};
 
 const METHOD: u8 = 1;
 const HEADER: u8 = 2;
@@ -161,17 +161,21 @@ impl Filter {
         Some(replaced)
     }
 
-    /// Returns the header in place of one that cannot be read, or that belongs to such a delivery.
+    /// Returns the header in place of one that cannot be read, that belongs to such a delivery, or that is larger than a frame may
+    /// be: the broker checks that when a message comes in, and adds headers of its own when it hands it out.
     fn header(&mut self, channel: [u8; 2], payload: &[u8]) -> Option<Vec<u8>> {
         // Class, weight and the size of the body.
         let (fixed, properties) = payload.split_first_chunk::<12>()?;
         let unreadable = self.keys.remove(&channel).unwrap_or_default();
-        if !fixed.starts_with(&BASIC) || (unreadable.is_empty() && is_readable(properties)) {
+        if !fixed.starts_with(&BASIC) {
             return None;
         }
         let frame_max = usize::try_from(self.frame_max.map_or(u32::MAX, |most| most.max(LEAST_FRAME_MAX)));
         let most = frame_max.unwrap_or(usize::MAX) - HEAD_BYTES - 1 - fixed.len();
-        Some([&fixed[..], &replaced(properties, unreadable, most)].concat())
+        if !unreadable.is_empty() || !is_readable(properties) {
+            return Some([&fixed[..], &replaced(properties, unreadable, most)].concat());
+        }
+        (properties.len() > most).then(|| [&fixed[..], &shortened(properties, most)].concat())
     }
 }
 
@@ -312,6 +316,42 @@ mod tests {
             let table = table(replaced);
             assert!(table.inner().contains_key(header::UNREADABLE));
             assert_eq!(table.inner().contains_key("h"), most > 100_000, "kept where there is room");
+        }
+    }
+
+    /// The broker adds headers to what came in a frame of its own size.
+    #[test]
+    fn a_header_that_is_larger_than_a_frame_loses_its_largest_headers_and_says_so() {
+        let tune = frame(METHOD, 0, &[&TUNE[..], &[0, 0], &131_072_u32.to_be_bytes(), &[0, 0]].concat());
+        let small: Vec<_> = (0..9000).map(|number| (format!("h{number}"), "0123456789".to_owned())).collect();
+        let cases = [
+            (vec![("id".to_owned(), "i".repeat(2000)), ("blob".to_owned(), "x".repeat(130_000))], "blob", 2000),
+            (vec![("id".to_owned(), "i".repeat(2000)), ("blob".to_owned(), "x".repeat(120_000))], "", 122_000),
+            (small, "h89", 129_000),
+        ];
+        for (headers, name, least) in cases {
+            let given = properties(|all| {
+                let mut table = FieldTable::default();
+                for (name, value) in headers {
+                    table.insert(name.into(), AMQPValue::LongString(value.into()));
+                }
+                all.with_message_id("a".into()).with_headers(table)
+            });
+            let (mut filter, mut out) = (Filter::new(None), Vec::new());
+            filter.take(&tune, &mut out);
+            let before = out.len();
+            filter.take(&header_of(1, &given), &mut out);
+            let passed = &out[before..];
+            assert!(passed.len() <= 131_072, "{}", passed.len());
+            let table = table(passed);
+            let said = match table.inner().get(header::TOO_LARGE) {
+                Some(AMQPValue::LongString(text)) => Some(text.to_string()),
+                _ => None,
+            };
+            assert_eq!(said.is_some(), !name.is_empty(), "{name}");
+            assert!(said.is_none_or(|said| said.contains(name)), "{name}");
+            assert!(name != "blob" || table.inner().contains_key("id"));
+            assert!(passed.len() > least, "no more is left out than has to be");
         }
     }
 

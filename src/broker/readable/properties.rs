@@ -75,6 +75,40 @@ pub(super) fn replaced(properties: &[u8], unreadable: Vec<Part>, most: usize) ->
     kept.written()
 }
 
+/// Returns these properties, which can be read, within `most` bytes: without their largest headers, and with one that names them.
+/// What the broker says of the message's way stays as long as anything else can go.
+pub(super) fn shortened(properties: &[u8], most: usize) -> Vec<u8> {
+    let mut kept = Kept::of(properties, Vec::new());
+    let mut entries: Vec<(bool, String, Vec<u8>)> = Vec::new();
+    let mut rest = &std::mem::take(&mut kept.entries)[..];
+    while let Some((name, whole, behind)) = entry(rest) {
+        let name = String::from_utf8_lossy(name).into_owned();
+        let is_of_way = name == "x-death" || header::READ.contains(&name.as_str());
+        entries.push((!is_of_way, name, whole.to_vec()));
+        rest = behind;
+    }
+    entries.sort_by_key(|(may_go, _, whole)| (*may_go, whole.len()));
+    let bytes = properties.len();
+    let room = most.saturating_sub(kept.bytes() + entry_bytes(header::TOO_LARGE, LONGEST_TEXT_BYTES));
+    let mut size = entries.iter().map(|(_, _, whole)| whole.len()).sum::<usize>();
+    let mut left_out = Vec::new();
+    while size > room
+        && let Some((_, name, whole)) = entries.pop()
+    {
+        size -= whole.len();
+        left_out.push(name);
+    }
+    for (_, _, whole) in entries {
+        kept.entries.extend(whole);
+    }
+    let text = format!(
+        "the headers and properties have {bytes} bytes with what the broker adds, and a frame has room for {most}; left out: {}",
+        left_out.join(", ")
+    );
+    push_entry(&mut kept.entries, header::TOO_LARGE, &cut(text, LONGEST_TEXT_BYTES));
+    kept.written()
+}
+
 /// Holds the readable part of a message's properties.
 #[derive(Debug, Default)]
 struct Kept {
