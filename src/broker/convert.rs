@@ -8,6 +8,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::model::headers::header;
 use crate::model::{HeaderValue, Headers, Message, Origin, Properties};
+use crate::policy::replies::PSEUDO_QUEUE;
 
 /// Delivery mode of every copy, whatever the producer chose.
 pub(super) const PERSISTENT: u8 = 2;
@@ -59,9 +60,12 @@ pub(super) fn properties_of(message: &Message) -> BasicProperties {
     }
     set!(
         content_type => with_content_type, content_encoding => with_content_encoding,
-        correlation_id => with_correlation_id, reply_to => with_reply_to, expiration => with_expiration,
-        message_id => with_message_id, kind => with_type, app_id => with_app_id
+        correlation_id => with_correlation_id, expiration => with_expiration, message_id => with_message_id,
+        kind => with_type, app_id => with_app_id
     );
+    if let Some(queue) = short(&published_reply_to(from.reply_to.clone())) {
+        properties = properties.with_reply_to(queue);
+    }
     if let Some(priority) = from.priority {
         properties = properties.with_priority(priority);
     }
@@ -72,6 +76,11 @@ pub(super) fn properties_of(message: &Message) -> BasicProperties {
         properties = properties.with_headers(table_of(&message.headers));
     }
     properties
+}
+
+/// Returns the `reply_to` of a copy. The broker closes the channel over the bare name of direct replies.
+pub(super) fn published_reply_to(reply_to: Option<String>) -> Option<String> {
+    reply_to.filter(|queue| queue != PSEUDO_QUEUE)
 }
 
 macro_rules! fields {
@@ -196,6 +205,17 @@ mod tests {
             ("void".to_owned(), HeaderValue::Void),
         ]);
         assert_eq!(headers_of(&table_of(&headers)), headers);
+    }
+
+    #[test]
+    fn a_copy_keeps_an_address_of_direct_replies_and_not_their_bare_name() {
+        for (reply_to, kept) in
+            [("amq.rabbitmq.reply-to", false), ("amq.rabbitmq.reply-to.g1h2", true), ("answers", true)]
+        {
+            let properties = Properties { reply_to: Some(reply_to.to_owned()), ..Properties::default() };
+            let made = properties_of(&Message { properties, ..Message::default() });
+            assert_eq!(made.reply_to().as_ref().map(|queue| queue.as_str()), kept.then_some(reply_to));
+        }
     }
 
     #[test]

@@ -16,11 +16,11 @@ use bytes::Bytes;
 use futures_util::StreamExt;
 use lapin::message::Delivery;
 use lapin::options::BasicAckOptions;
-use lapin::types::{AMQPValue, FieldTable, LongString};
+use lapin::types::{AMQPValue, FieldTable, LongString, ShortString};
 use lapin::{BasicProperties, Channel, Queue};
 
 use crate::broker::connection::{BrokerSettings, Connected, refusal};
-use crate::broker::convert::{PERSISTENT, PlainProperties, message_with};
+use crate::broker::convert::{PERSISTENT, PlainProperties, message_with, published_reply_to};
 use crate::broker::publisher::PublishSession;
 use crate::broker::{BrokerError, Outgoing, PublishError, WorkQueue};
 use crate::model::headers::header;
@@ -87,6 +87,21 @@ impl RawLetter {
         self
     }
 
+    /// Gives a letter that a command has put into the queue back its routing key, and the user that the broker had vouched for.
+    /// What the broker puts here itself comes by the exchange, and its headers may be a producer's.
+    fn restored(mut self) -> Self {
+        let text = |name| match self.headers().and_then(|headers| headers.inner().get(name)) {
+            Some(AMQPValue::LongString(text)) if self.exchange.is_empty() => Some(text.to_string()),
+            _ => None,
+        };
+        let Some(key) = text(header::DEAD_LETTER_KEY) else { return self };
+        if let Some(user_id) = text(header::DEAD_LETTER_USER_ID).and_then(|user| ShortString::try_new(user).ok()) {
+            self.properties = self.properties.with_user_id(user_id);
+        }
+        self.routing_key = key;
+        self
+    }
+
     /// Drops the headers that the broker writes at each delivery, and those that would send the letter elsewhere too.
     pub(super) fn without_broker_headers(mut self) -> Self {
         const DROPPED: [&str; 4] = [header::DELIVERY_COUNT, "x-acquired-count", "CC", "BCC"];
@@ -104,16 +119,19 @@ impl RawLetter {
         let mut headers = letter.headers().map(|headers| headers.inner().clone()).unwrap_or_default();
         let key = AMQPValue::LongString(LongString::from(self.routing_key.as_str()));
         headers.insert(header::DEAD_LETTER_KEY.into(), key);
+        headers.remove(header::DEAD_LETTER_USER_ID);
         if let Some(user_id) = letter.properties.user_id() {
             let user_id = AMQPValue::LongString(LongString::from(user_id.as_str()));
-            headers.insert(header::ORIGINAL_USER_ID.into(), user_id);
+            headers.insert(header::DEAD_LETTER_USER_ID.into(), user_id);
         }
         // Dropped: the id of another user, which the broker refuses, and an expiration, with which the letter would vanish.
+        let plain = PlainProperties::of(&letter.properties);
         let kept = PlainProperties {
+            reply_to: published_reply_to(plain.reply_to.clone()),
             user_id: None,
             cluster_id: None,
             expiration: None,
-            ..PlainProperties::of(&letter.properties)
+            ..plain
         };
         let kept = kept.into_properties().expect("texts that came in properties fit into properties");
         kept.with_delivery_mode(PERSISTENT).with_headers(headers.into())
@@ -300,13 +318,7 @@ impl Browse<'_> {
         if !delivery.redelivered {
             letter = letter.without_count();
         }
-        // What the broker puts here itself comes by the exchange, and its headers may be a producer's.
-        if letter.exchange.is_empty()
-            && let Some(AMQPValue::LongString(key)) =
-                letter.headers().and_then(|headers| headers.inner().get(header::DEAD_LETTER_KEY))
-        {
-            letter.routing_key = key.to_string();
-        }
+        letter = letter.restored();
         self.held += 1;
         self.taken.push_back(Held { letter, ticket: Ticket(delivery.delivery_tag) });
     }
@@ -354,5 +366,68 @@ impl Browse<'_> {
             waited += CHECK_OTHERS;
         }
         Ok(self.seen)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::model::Properties;
+    use crate::policy::admission::{AdmissionRules, Scope};
+    use crate::policy::letters::Letter;
+    use crate::policy::letters::origin::tests::death;
+    use crate::policy::letters::tests::rules;
+
+    /// A letter that the broker made of a message by this user, which made up a header too.
+    fn of_broker(user_id: Option<&str>) -> RawLetter {
+        let headers = [
+            ("x-death".to_owned(), crate::model::HeaderValue::Array(vec![death("q", "orders", "pay.now", 1)])),
+            (header::ORIGINAL_USER_ID.to_owned(), "victim".into()),
+            (header::DEAD_LETTER_USER_ID.to_owned(), "victim".into()),
+        ];
+        let letter = RawLetter::of(&Message {
+            properties: Properties { message_id: Some("a".to_owned()), ..Properties::default() },
+            headers: headers.into(),
+            origin: Origin { exchange: "q.dead".to_owned(), routing_key: "broker.undeliverable".to_owned() },
+            ..Message::default()
+        });
+        let properties = match user_id {
+            Some(user_id) => letter.properties.clone().with_user_id(user_id.into()),
+            None => letter.properties.clone(),
+        };
+        RawLetter { properties, ..letter }
+    }
+
+    #[test]
+    fn a_letter_keeps_the_user_of_its_message_however_often_it_is_renewed_and_replayed() {
+        let rules = AdmissionRules { scope: Scope::UserId, ..rules() };
+        for (user_id, id) in [(Some("eve"), "eve/a"), (None, "/a")] {
+            let mut letter = of_broker(user_id).restored();
+            for renewals in 0..3 {
+                let read = Letter::read(&rules, &letter.message());
+                assert_eq!(read.id.as_ref().map(|id| id.as_str()), Some(id), "{renewals} renewals");
+                let note = crate::model::message::ReplayNote {
+                    replay: 1,
+                    by: "ops",
+                    at: crate::model::Timestamp(0),
+                    reason: "",
+                };
+                let copy = read.as_published(letter.message()).replayed(&note);
+                assert!(!copy.headers.contains_key(header::DEAD_LETTER_USER_ID));
+                let copy = Message { origin: Origin { exchange: String::new(), routing_key: "q".to_owned() }, ..copy };
+                let again = crate::policy::admission::admit(&rules, &copy.believed()).unwrap();
+                assert_eq!(again.id.as_str(), id, "replayed after {renewals} renewals");
+                let properties = letter.for_the_queue();
+                assert!(properties.user_id().is_none(), "the broker would refuse it");
+                let renewed = RawLetter {
+                    exchange: String::new(),
+                    routing_key: "q.dead".to_owned(),
+                    properties,
+                    ..letter.clone()
+                };
+                letter = renewed.restored();
+                assert_eq!(letter.routing_key, "broker.undeliverable");
+            }
+        }
     }
 }

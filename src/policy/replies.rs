@@ -4,6 +4,10 @@ use std::time::Duration;
 
 use crate::model::words::words;
 
+/// RabbitMQ's name for direct replies. It puts a receiver's address behind this name where a producer has one. A message with the bare
+/// name comes by another protocol or a shovel, and the broker refuses every copy that has it.
+pub const PSEUDO_QUEUE: &str = "amq.rabbitmq.reply-to";
+
 /// `request.reply_to`.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Allowed {
@@ -29,6 +33,7 @@ words!(
     Denial {
         Off = "request.reply_to is \"off\"",
         Own = "it is a queue of the worker's own",
+        PseudoQueue = "it names direct replies, and no receiver of them",
         NotAllowed = "no prefix of request.reply_to fits",
     }
 );
@@ -38,6 +43,9 @@ impl ReplyRules {
     pub fn denial(&self, queue: &str) -> Option<Denial> {
         if self.own.iter().any(|own| own == queue) || queue.starts_with(&self.own_prefix) {
             return Some(Denial::Own);
+        }
+        if queue == PSEUDO_QUEUE {
+            return Some(Denial::PseudoQueue);
         }
         match &self.allowed {
             Allowed::All => None,
@@ -81,6 +89,11 @@ pub(crate) mod tests {
             (Allowed::All, "q.answers", None),
             (Allowed::All, "Q", None),
             (Allowed::All, "amq.rabbitmq.reply-to.g1h2", None),
+            (Allowed::All, "amq.rabbitmq.reply-to", Some(Denial::PseudoQueue)),
+            (prefixes(), "amq.rabbitmq.reply-to.g1h2", Some(Denial::NotAllowed)),
+            // Names differ by case, so these are queues of others.
+            (Allowed::All, "Q.dead", None),
+            (Allowed::All, "q.WAIT.5s", None),
             (Allowed::None, "replies.shop", Some(Denial::Off)),
             (prefixes(), "replies.shop", None),
             (prefixes(), "amq.gen-x", None),

@@ -43,6 +43,10 @@ pub(in crate::cli) struct Arguments {
     /// Also those whose copies wait in the work queue, if somebody has emptied it; else each is still one write.
     #[arg(long)]
     again: bool,
+    /// Also those that do not say with which routing key they were published, where a route depends on that. Then the letter's own
+    /// header cw-original-routing-key counts, else the queue's name. The risk: its producer may have chosen that, and so the contract.
+    #[arg(long)]
+    trust_origin: bool,
     /// Wait until it is known what became of each, and report it.
     #[arg(long)]
     wait: bool,
@@ -67,7 +71,10 @@ async fn replay(
     mut pace: Option<Interval>,
 ) -> anyhow::Result<u8> {
     let ChangeOptions { dry_run, yes, json } = arguments.options;
-    let letters = session.select(&arguments.which, json).await?;
+    let mut letters = session.select(&arguments.which, json).await?;
+    if arguments.trust_origin {
+        letters.iter_mut().for_each(Letter::trust_origin);
+    }
     let plan = plan(session, letters).await?;
     show_plan(&plan, arguments);
     if dry_run {

@@ -12,7 +12,7 @@ use crate::policy::letters::origin::{by_default_exchange, deaths, has_expired, o
 use crate::policy::lifetime::Lifetime;
 use crate::policy::routes::depends_on_key;
 
-mod origin;
+pub(crate) mod origin;
 pub mod replay;
 pub mod rules;
 
@@ -87,6 +87,11 @@ impl Letter {
             refusal,
             ends: lifetime.ends(Timestamp(0)),
         }
+    }
+
+    /// Takes the letter's word for where it came from: an operator answers for it.
+    pub fn trust_origin(&mut self) {
+        self.lacks_origin = false;
     }
 
     /// Returns the letter's message as it came into the work queue.
@@ -381,6 +386,13 @@ pub(crate) mod tests {
         let unknown = given_up(vec![], &[]);
         assert!(Letter::read(&rules_by_key("#"), &unknown).lacks_origin);
         assert!(!Letter::read(&rules(), &unknown).lacks_origin, "no route depends on it");
+        let mut trusted = Letter::read(
+            &rules_by_key("pay.#"),
+            &given_up(vec![], &[(header::ORIGINAL_ROUTING_KEY, "pay.now".into())]),
+        );
+        assert!(trusted.lacks_origin, "a producer may have made that up");
+        trusted.trust_origin();
+        assert!(!trusted.lacks_origin && trusted.refusal.is_none(), "an operator believes it");
         // A route before it takes the message whatever its key is.
         let mut rules = rules_by_key("#");
         rules.routes.insert(0, Route::of_all(Address([1; 20]), Wei(0), GasRule::Estimate { margin: 0 }));

@@ -116,6 +116,10 @@ fn safety(letter: &Letter, standing: &Standing) -> Answer {
     };
     let is_newer = known.generation.replay > letter.generation.replay;
     let same_body = known.body_hash == letter.body_hash;
+    // It was refused, and its id is another message's by now.
+    if letter.refused_as.is_some() && !same_body {
+        return Answer::IdOfAnother;
+    }
     match known.state {
         // Only the copy's arrival proves that it is safe elsewhere: the work queue may have been emptied by hand.
         _ if is_newer && same_body => Answer::SentBack,
@@ -252,7 +256,8 @@ impl Answer {
             }
             Self::UnknownOrigin => {
                 "not known to be safe: the letter does not say with which routing key it was published, and a route depends \
-                 on that. Take it out with `dead export --remove`, and publish its body again with the right key"
+                 on that. If you know where it came from, replay it with --trust-origin; or take it out with `dead export \
+                 --remove`, and publish its body again with the right key"
             }
             Self::IdOfAnother => {
                 "of no use as it stands: its id belongs to another message with another body. If it is a request of \
@@ -374,6 +379,8 @@ mod tests {
             ("the broker gave up", broker.clone(), unknown(), "never_taken_in"),
             ("the broker gave up in a recovery", on(60, &broker), during(unknown()), "maybe_written"),
             ("refused, and a recovery is on", on(60, &refused), during(unknown()), "maybe_written"),
+            ("refused, and another message has its id", refused.clone(), other(known(S::Final, 0)), "id_of_another"),
+            ("refused, and it came again", refused.clone(), known(S::Final, 0), "written"),
             ("unknown, and a recovery is on", on(60, &reverted(0)), during(unknown()), "maybe_written"),
             ("sent back, and a recovery is on", on(60, &broker), during(sent(unknown())), "maybe_written"),
             (

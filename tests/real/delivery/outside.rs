@@ -378,10 +378,20 @@ async fn a_letter_that_the_broker_made_goes_back_by_the_route_of_its_first_key()
     }
     let (_, text) = home.command(BINARY, &["dead", "list", "--items"]).await;
     assert!(text.contains("order-3") && !text.contains("order-1") && !text.contains("order-2"), "{text}");
+    // An operator knows where one came from.
+    let table = headers(&[("cw-original-routing-key", "eat.now")]);
+    stage.amqp.publish_to(DEAD, "broker.undeliverable", with_id("order-4").with_headers(table), b"four").await;
+    let (code, text) = home.command(BINARY, &["dead", "replay", "order-4", "--yes"]).await;
+    assert!(code != 0 && text.contains("--trust-origin"), "{code} {text}");
+    let trusting = ["dead", "replay", "order-4", "--trust-origin", "--even-forgotten", "--wait", "--yes"];
+    let (code, text) = home.command(BINARY, &trusting).await;
+    assert!(code == 0 && text.contains("final"), "{code} {text}");
     stage.wait_empty(QUEUE).await;
     assert_eq!(worker.stop().await.code(), Some(0));
     let written: Vec<_> = stage.transactions_of(0).await.into_iter().map(|(_, data, to)| (data, to)).collect();
-    assert_eq!(written, [(calldata(b"one"), CONTRACT.to_owned()), (calldata(b"two"), CONTRACT.to_owned())]);
+    assert_eq!(written.len(), 3);
+    assert_eq!(written[..2], [(calldata(b"one"), CONTRACT.to_owned()), (calldata(b"two"), CONTRACT.to_owned())]);
+    assert!(written[2].0 == calldata(b"four") && written[2].1 != CONTRACT, "by the route of its own word");
 }
 
 /// In the log, in `status`, in a dead letter and in an event.
