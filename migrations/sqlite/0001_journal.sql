@@ -73,6 +73,8 @@ CREATE TABLE requests (
     write_hash      BLOB CHECK (length(write_hash) = 32 AND (write_hash IS NULL) = (write_to IS NULL)),
     -- Nothing is signed for it from this time on, unless something was signed before. NULL: no such time.
     not_after       INTEGER,
+    -- Of a message that was refused: the id that it had. It never became the request of that id, so `id` is made up for it.
+    refused_id      TEXT CHECK (refused_id IS NULL OR (state = 'dead' AND accepted_at IS NULL)),
     -- The name of the route that it came by; empty where it was refused.
     route           TEXT NOT NULL DEFAULT '',
     -- Its producer's trace (W3C Trace Context), for its events. NULL where the message had no valid one.
@@ -90,6 +92,8 @@ CREATE TABLE requests (
 ) STRICT;
 -- What is unsettled: the lane's queue, copies without a publisher confirm. Small, whatever the journal's size.
 CREATE INDEX requests_unsettled ON requests (account, state, turn) WHERE settled_at IS NULL;
+-- Messages that were refused, by the id that they had.
+CREATE INDEX requests_refused ON requests (refused_id) WHERE refused_id IS NOT NULL;
 -- What may be pruned, oldest first.
 CREATE INDEX requests_ended ON requests (settled_at) WHERE state IN ('dead', 'final');
 -- What waits at the broker for its retry.

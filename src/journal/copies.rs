@@ -2,7 +2,7 @@
 //! messages that were no requests.
 
 use std::borrow::Cow;
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 
 use crate::journal::columns::{Columns, corrupt, fixed, number, optional_number, text, word};
 use crate::journal::database::{Rows, Statements, values};
@@ -67,8 +67,10 @@ pub struct ConfirmedCopy {
 /// A message that never became a request and is in the dead-letter queue already.
 #[derive(Debug, Clone)]
 pub struct RefusedMessage {
-    /// Its id if it has one that the journal does not know yet, else one made up for it.
+    /// Made up for it: its own may be another message's.
     pub id: RequestId,
+    /// The id that it had.
+    pub named: Option<RequestId>,
     /// The lane whose outbox carries its event.
     pub account: AccountId,
     pub body_hash: BodyHash,
@@ -193,22 +195,20 @@ pub async fn record_parked(connection: &dyn Statements, ids: &[RequestId]) -> Re
 pub async fn record_refused(connection: &dyn Statements, messages: &[RefusedMessage]) -> Result<()> {
     // As for everything that makes requests: this is the only call that does until its transaction ends.
     lock_turns(connection).await?;
-    // A valid message may have come under this id since it was read: that one keeps it, the dead letter is safe.
     let insert = format!(
-        "INSERT INTO requests (id, account, state, replay, retry, turn, body_hash, received_at, changed_at, \
+        "INSERT INTO requests (id, refused_id, account, state, replay, retry, turn, body_hash, received_at, changed_at, \
          settled_at, first_failed_at, failure_class, failure_reason, failure_detail) \
-         SELECT u.id, u.account, '{}', u.replay, u.retry, 0, u.body_hash, $1, $1, {NOT_BEFORE_A_PASSAGE}, $1, u.class, u.reason, u.detail \
-         FROM u WHERE NOT EXISTS (SELECT 1 FROM requests r WHERE r.id = u.id) ORDER BY u.place",
+         SELECT u.id, u.named, u.account, '{}', u.replay, u.retry, 0, u.body_hash, $1, $1, {NOT_BEFORE_A_PASSAGE}, $1, u.class, \
+         u.reason, u.detail FROM u ORDER BY u.place",
         RequestState::Dead
     );
-    let columns = "id text, account bigint, replay bigint, retry bigint, body_hash bytea, class text, reason text, \
+    let columns = "id text, named text, account bigint, replay bigint, retry bigint, body_hash bytea, class text, reason text, \
                    detail text";
-    let mut seen = BTreeSet::new();
-    let first = messages.iter().filter(|refused| seen.insert(&refused.id));
-    let rows = first.map(|RefusedMessage { id, account, body_hash, generation, cause, .. }| {
+    let rows = messages.iter().map(|RefusedMessage { id, named, account, body_hash, generation, cause, .. }| {
         let Generation { replay, retry } = *generation;
         let (class, reason) = (cause.class().as_str(), cause.reason.as_str());
-        values![id.as_str(), account.0, replay, retry, body_hash.as_bytes(), class, reason, &*cause.detail]
+        let named = named.as_ref().map(RequestId::as_str);
+        values![id.as_str(), named, account.0, replay, retry, body_hash.as_bytes(), class, reason, &*cause.detail]
     });
     let values = values![Timestamp::now().0];
     connection.execute_each("store refused messages", &insert, &values, &Rows::of(columns, rows)).await?;

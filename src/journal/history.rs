@@ -81,6 +81,12 @@ pub struct RequestSummary {
     pub account: Address,
     /// The name of the route that it came by; empty where it was refused.
     pub route: String,
+    /// Set where a message never became a request. `id` is made up for it then.
+    #[serde(skip_serializing_if = "std::ops::Not::not")]
+    pub refused: bool,
+    /// The id that such a message had; a request may have the same.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub refused_id: Option<String>,
     /// `class.reason: detail` of its last failure.
     pub failure: Option<String>,
 }
@@ -91,8 +97,8 @@ const SEARCHED: u32 = 10_000;
 /// Returns up to `most` requests of a state: those that are not settled in the order of their accounts and their queues, of the
 /// others the newest first.
 pub async fn requests_of(connection: &dyn Statements, state: RequestState, most: u32) -> Result<Vec<RequestSummary>> {
-    const COLUMNS: &str = "seq, id, state, retry, replay, received_at, changed_at, account, route, turn, settled_at, \
-                           failure_class, failure_reason, failure_detail";
+    const COLUMNS: &str = "seq, id, state, retry, replay, received_at, changed_at, accepted_at, account, route, refused_id, \
+                           turn, settled_at, failure_class, failure_reason, failure_detail";
     let (of, order) = match state.is_settled() {
         true => (format!("(SELECT {COLUMNS} FROM requests ORDER BY seq DESC LIMIT {SEARCHED})"), "r.seq DESC"),
         false => (format!("(SELECT {COLUMNS} FROM requests WHERE settled_at IS NULL)"), "r.account, r.turn, r.seq"),
@@ -104,14 +110,18 @@ pub async fn requests_of(connection: &dyn Statements, state: RequestState, most:
     connection.rows("list requests", &select, &values![state.as_str(), most], summary).await
 }
 
+/// Returns what is known of the request with this id; without one, of the newest message that was refused under it.
 pub async fn history(connection: &dyn Statements, id: &RequestId) -> Result<Option<History>> {
     let select =
         "SELECT r.*, a.chain_id, a.address FROM requests r JOIN accounts a ON a.id = r.account WHERE r.id = $1";
+    let refused = "SELECT r.*, a.chain_id, a.address FROM requests r JOIN accounts a ON a.id = r.account \
+                   WHERE r.refused_id = $1 ORDER BY r.seq DESC LIMIT 1";
     let read = |row: &dyn Columns| Ok((seq(row)?, AccountId(number(row, "request", "account")?), summary(row)?));
-    let Some((seq, account, request)) = connection.row("read a request", select, &values![id.as_str()], read).await?
-    else {
-        return Ok(None);
-    };
+    let mut found = connection.row("read a request", select, &values![id.as_str()], read).await?;
+    if found.is_none() {
+        found = connection.row("read a refused message", refused, &values![id.as_str()], read).await?;
+    }
+    let Some((seq, account, request)) = found else { return Ok(None) };
     let values = values![seq.0];
     let select = "SELECT s.* FROM (SELECT account, nonce FROM transactions WHERE request = $1 \
                   UNION ALL SELECT account, nonce FROM batched WHERE request = $1) t \
@@ -166,6 +176,8 @@ fn summary(row: &dyn Columns) -> Result<RequestSummary> {
         chain_id: unsigned(row, "account", "chain_id")?,
         account: fixed(row, "account", "address", Address::from_slice)?,
         route: text(row, "request", "route")?.into_owned(),
+        refused: optional_number(row, "request", "accepted_at")?.is_none(),
+        refused_id: of("refused_id")?,
         failure,
     })
 }

@@ -223,6 +223,7 @@ impl Storm {
                 world.checker.published.entry(body.id.clone()).or_default().push(body.text());
                 let message = message(&body, self.keys, world.now_ms());
                 world.queues.publish(message);
+                world.queues.publish(no_request(&body));
             }
         }
     }
@@ -702,6 +703,15 @@ fn message(body: &Body, keys: Option<u64>, now: u64) -> Message {
         headers.insert(header::REQUEST_ID.to_owned(), "r0".into());
     }
     Message { body: body.text().into_bytes().into(), properties, headers, origin }
+}
+
+/// A message that intake refuses, under the id of another one, which may have come before or comes later.
+fn no_request(other: &Body) -> Message {
+    let id = format!("r{}", other.number().saturating_sub(1));
+    let body = Body { id: id.clone(), behaviour: Behaviour::Runs, version: 9000 };
+    let headers = Headers::from([(header::ATTEMPT.to_owned(), "many".into())]);
+    let properties = Properties { message_id: Some(id), ..Properties::default() };
+    Message { body: body.text().into_bytes().into(), properties, headers, origin: Origin::default() }
 }
 
 /// How lanes are spread, if not all instances are there and share them evenly.

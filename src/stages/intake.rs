@@ -20,7 +20,7 @@ use crate::policy::arrival::{Verdict, is_suspect};
 use crate::policy::body::Body;
 use crate::policy::routes::{HEX_TEXT, route_of};
 use crate::stages::claim::Serving;
-use crate::stages::settle::inbox::{Admitted, Postponed, Refused, generated_id};
+use crate::stages::settle::inbox::{Admitted, Postponed, Refused, refused_id};
 use crate::stages::upkeep::{is_passage, token_of};
 
 /// Deliveries admitted in one commit at most.
@@ -301,17 +301,19 @@ impl Intake {
             }
             Verdict::Unroutable => unroutable.unwrap_or_else(|| Cause::new(Reason::NoRoute, "no route is for it")),
         };
-        let refused = Refused { id, generation, message, cause, account, taken_at, token };
+        let (id, named) = (refused_id(), Some(id));
+        let refused = Refused { id, named, generation, message, cause, account, taken_at, token };
         self.pass_on(Admitted::Refused(Box::new(refused))).await;
     }
 
     async fn refuse(&self, message: Message, refusal: Refusal, token: AckToken) {
         self.meter.deliveries.count(Some(Verdict::Unroutable));
-        let id = refusal.id.unwrap_or_else(generated_id);
+        let (id, named) = (refused_id(), refusal.id);
         let generation = Generation::read_from(&message.headers).unwrap_or_default();
-        let account = self.account_of(BodyHash::of(id.as_str().as_bytes()).as_bytes());
+        let shown = named.as_ref().unwrap_or(&id);
+        let account = self.account_of(BodyHash::of(shown.as_str().as_bytes()).as_bytes());
         let taken_at = Timestamp::now();
-        let refused = Refused { id, generation, message, cause: refusal.cause, account, taken_at, token };
+        let refused = Refused { id, named, generation, message, cause: refusal.cause, account, taken_at, token };
         self.pass_on(Admitted::Refused(Box::new(refused))).await;
     }
 
@@ -471,7 +473,8 @@ mod tests {
         bench.take("a", "body").await;
         assert!(matches!(bench.take("a", "body").await, Admitted::Hold { .. }));
         let Admitted::Refused(refused) = bench.take("a", "another").await else { panic!("it has another body") };
-        assert_eq!((refused.id.as_str(), refused.cause.reason), ("a", Reason::IdConflict));
+        assert_eq!((refused.shown_id().as_str(), refused.cause.class()), ("a", Reason::IdConflict.class()));
+        assert_ne!(refused.id, *refused.shown_id(), "the request keeps its id");
     }
 
     #[tokio::test]
@@ -481,9 +484,15 @@ mod tests {
         delivery.message.properties.message_id = None;
         bench.intake.step(vec![delivery]).await.unwrap();
         let Ok(Admitted::Refused(refused)) = bench.admitted.try_recv() else { panic!("it has no id") };
-        assert!(refused.id.as_str().starts_with("without-id-"));
+        assert!(refused.id.as_str().starts_with("refused-") && refused.named.is_none());
         assert_eq!(refused.cause.reason, Reason::MissingId);
         assert!(bench.session.acked().is_empty(), "settle acks, after the dead letter's confirm");
+        // One with an id keeps it for its producer alone: another message may have the same.
+        let mut delivery = bench.session.delivery("a", "body");
+        delivery.message.headers.insert(header::ATTEMPT.to_owned(), "many".into());
+        bench.intake.step(vec![delivery]).await.unwrap();
+        let Ok(Admitted::Refused(refused)) = bench.admitted.try_recv() else { panic!("it has a bad header") };
+        assert!(refused.id.as_str().starts_with("refused-") && refused.shown_id().as_str() == "a");
     }
 
     #[tokio::test]
@@ -511,7 +520,8 @@ mod tests {
             match bench.admitted.try_recv().unwrap() {
                 Admitted::Hold { id: held, .. } => assert_eq!((held.as_str(), id), ("a", "a")),
                 Admitted::Refused(refused) => {
-                    assert_eq!((refused.id.as_str(), refused.cause.reason), ("b", Reason::Expired));
+                    assert_eq!(refused.shown_id().as_str(), "b");
+                    assert_eq!(refused.cause.reason, Reason::Expired);
                 }
                 other @ (Admitted::Known { .. } | Admitted::Postponed(_)) => panic!("{other:?}"),
             }

@@ -61,7 +61,11 @@ pub(in crate::cli) fn report_unknown(id: &RequestId) -> u8 {
 pub(in crate::cli) fn explain(history: &History) -> String {
     let mut text = String::new();
     // Writing to a text cannot fail.
-    let _ = writeln!(text, "{}: {}", Escaped(&history.request.id), Escaped(&meaning(history)));
+    let (id, refused_id) = (&history.request.id, &history.request.refused_id);
+    let _ = writeln!(text, "{}: {}", Escaped(refused_id.as_ref().unwrap_or(id)), Escaped(&meaning(history)));
+    if refused_id.is_some() {
+        let _ = writeln!(text, "  known as   {}", Escaped(id));
+    }
     let _ = writeln!(text, "  received   {}", history.request.received_at);
     let _ = writeln!(text, "  changed    {}", history.request.changed_at);
     let _ = writeln!(text, "  account    {} on chain {}", history.request.account, history.request.chain_id);
@@ -96,6 +100,11 @@ pub(in crate::cli) fn explain(history: &History) -> String {
 
 fn meaning(history: &History) -> String {
     let cause = history.request.failure.as_deref().unwrap_or("no reason recorded");
+    if history.request.refused {
+        return format!(
+            "refused ({cause}); it never became a request, and is no outcome of another message with this id"
+        );
+    }
     match RequestState::from_word(&history.request.state) {
         Some(RequestState::Accepted) if !history.holds.is_empty() => "accepted, an operator holds it".to_owned(),
         Some(RequestState::Accepted) => "accepted, it waits for a nonce".to_owned(),

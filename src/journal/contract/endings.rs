@@ -203,19 +203,25 @@ pub(crate) async fn a_refused_message_takes_no_id_from_a_request(journal: Arc<dy
     let messages = ["a", "r", "r"].map(|text| refused(set.account, text)).to_vec();
     set.journal.record_refused(messages).await.unwrap();
     assert_eq!(set.state("a").await, RequestState::Accepted, "the request keeps it");
-    assert_eq!(set.state("r").await, RequestState::Dead);
+    let known = set.journal.history(&id("a")).await.unwrap().unwrap().request;
+    assert!(!known.refused && known.refused_id.is_none() && known.id == "a");
+    assert_eq!(set.journal.standings(vec![id("r")]).await.unwrap(), [], "no request has it");
     assert_eq!(set.journal.events(&[set.account], 0, 10).await.unwrap().len(), 3, "each is told about");
     assert_eq!(set.journal.message_of(&id("r")).await.unwrap(), None);
     assert_eq!(set.journal.open_requests().await.unwrap(), [(set.account, 1)]);
     let history = set.journal.history(&id("r")).await.unwrap().unwrap();
     assert_eq!(history.request.failure.as_deref(), Some("invalid.undecodable: not JSON"));
-    let back = arrival(set.account, "r", REPLAYED, "mended");
-    assert_eq!(
-        set.journal.admit(vec![first(set.account, "r"), back]).await.unwrap(),
-        [Verdict::Conflict, Verdict::Accept]
-    );
+    let summary = history.request;
+    assert!(summary.refused && summary.refused_id.as_deref() == Some("r") && summary.id.starts_with("refused-"));
+    let under_its_own = set.journal.history(&id(&summary.id)).await.unwrap().unwrap().request;
+    assert_eq!(under_its_own, summary);
+    assert_eq!(set.journal.requests_of(RequestState::Dead, 10).await.unwrap().len(), 3);
+    // The next message with the id is a request like others, and what was refused is no part of its history.
+    assert_eq!(set.journal.admit(vec![first(set.account, "r")]).await.unwrap(), [Verdict::Accept]);
     let queued = set.journal.queued(set.account, i64::MIN, 10).await.unwrap();
     assert_eq!(queued.iter().map(|request| request.id.as_str()).collect::<Vec<_>>(), ["a", "r"]);
+    let history = set.journal.history(&id("r")).await.unwrap().unwrap();
+    assert!(history.request.id == "r" && !history.request.refused && history.request.failure.is_none());
 }
 
 pub(crate) async fn a_park_is_noted_and_changes_nothing(journal: Arc<dyn Journal>) {

@@ -160,7 +160,8 @@ fn displaced(request: RequestSeq, nonce: u64) -> Settlement {
 
 pub(crate) fn refused(account: AccountId, text: &str) -> RefusedMessage {
     RefusedMessage {
-        id: id(text),
+        id: id(&format!("refused-{}", crate::model::ids::unique())),
+        named: Some(id(text)),
         account,
         body_hash: BodyHash::of(b"refused"),
         generation: Generation::default(),

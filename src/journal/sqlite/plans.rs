@@ -223,6 +223,7 @@ impl Counted {
         count!("fillers", journal.fillers(account, Nonce(first), Nonce(second + 1)));
         let refused = RefusedMessage {
             id: id(&format!("{tag}-refused")),
+            named: Some(id(&format!("{tag}-named"))),
             account,
             body_hash: BodyHash::of(b"refused"),
             generation: Generation::default(),
@@ -233,6 +234,7 @@ impl Counted {
         let events = count!("events", journal.events(&[account, AccountId(99)], 0, 100));
         count!("events_sent", journal.events_sent(events.iter().map(|event| event.id).collect()));
         count!("history", journal.history(&id(&ids[0])));
+        count!("history of what was refused", journal.history(&id(&format!("{tag}-named"))));
         count!("prune", journal.prune(Timestamp(1), 100));
         count!("renew_lease", journal.renew_lease(&lease, Duration::from_secs(60)));
         taken

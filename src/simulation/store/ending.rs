@@ -139,20 +139,21 @@ impl Store {
         Ok(())
     }
 
-    /// A message that came under the same id since keeps it.
     pub(crate) fn record_refused(&mut self, now: Timestamp, messages: Vec<RefusedMessage>) -> Result<()> {
         if let Some(stray) = messages.iter().find(|message| !self.accounts.contains_key(&message.account)) {
             return Err(refused("note a refused message", format!("there is no account {}", stray.account)));
         }
         let settled_at = self.not_before_a_passage(now);
-        for RefusedMessage { id, account, body_hash, generation, cause, event } in messages {
-            if !self.seqs.contains_key(&id) {
-                let mut row = RequestRow::new(id.clone(), account, generation, body_hash, now);
-                row.end(now, settled_at, RequestState::Dead);
-                row.first_failed_at = Some(now);
-                row.failure = Some(cause);
-                self.add_request(row);
+        for RefusedMessage { id, named, account, body_hash, generation, cause, event } in messages {
+            if self.seqs.contains_key(&id) {
+                return Err(refused("note a refused message", format!("{id} is another's")));
             }
+            let mut row = RequestRow::new(id.clone(), account, generation, body_hash, now);
+            row.end(now, settled_at, RequestState::Dead);
+            row.first_failed_at = Some(now);
+            row.failure = Some(cause);
+            (row.is_refused, row.refused_id) = (true, named);
+            self.add_request(row);
             self.add_event(account, id, event);
         }
         Ok(())

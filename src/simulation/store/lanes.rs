@@ -458,6 +458,8 @@ impl RequestRow {
     ) -> Self {
         Self {
             id,
+            refused_id: None,
+            is_refused: false,
             account,
             state: RequestState::Accepted,
             generation,

@@ -145,9 +145,11 @@ impl Store {
     }
 
     pub(crate) fn history(&self, id: &RequestId) -> Option<History> {
-        let row = self.request(id)?;
+        let was_refused = |row: &RequestRow| row.refused_id.as_ref() == Some(id);
+        let refused = || self.requests.iter().rev().find(|(_, row)| was_refused(row)).map(|(_, row)| row);
+        let row = self.request(id).or_else(refused)?;
         let request = self.summary(row)?;
-        let seq = self.seqs.get(id)?;
+        let seq = self.seqs.get(&row.id)?;
         let transactions = self.transactions_of(row).map(|(nonce, row)| transaction_history(*seq, nonce, row));
         let incidents = row.incidents.iter().map(|incident| Incident {
             at: incident.at,
@@ -176,6 +178,8 @@ impl Store {
             chain_id: account.chain_id,
             account: account.address,
             route: row.route.clone(),
+            refused: row.is_refused,
+            refused_id: row.refused_id.as_ref().map(|id| id.as_str().to_owned()),
             failure: row.failure.as_ref().map(ToString::to_string),
         })
     }

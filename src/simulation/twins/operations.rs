@@ -251,10 +251,20 @@ impl Pick {
     }
 
     fn refused(self, account: AccountId, index: usize) -> RefusedMessage {
-        let id = id(usize::from(self.y) + index);
-        let event = event(&id, self.y);
+        let named = id(usize::from(self.y) + index);
+        let event = event(&named, self.y);
+        let id = RequestId::new(&format!("refused-{}", crate::model::ids::unique())).unwrap();
+        let named = Some(named).filter(|_| self.x % 3 > 0);
         let (body_hash, generation) = (BodyHash::of(b"refused"), Generation::default());
-        RefusedMessage { id, account, body_hash, generation, cause: Cause::new(Reason::Undecodable, "no"), event }
+        RefusedMessage {
+            id,
+            named,
+            account,
+            body_hash,
+            generation,
+            cause: Cause::new(Reason::Undecodable, "no"),
+            event,
+        }
     }
 }
 

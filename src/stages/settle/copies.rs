@@ -14,7 +14,7 @@ use crate::model::event::{Outcome, Subject};
 use crate::model::{BodyHash, Event, Generation, Message, RequestId, Timestamp, TraceContext};
 use crate::observe::metrics::{self, FailureEnd};
 use crate::observe::traces::Followed;
-use crate::stages::settle::inbox::{Postponed, Refused, generated_id};
+use crate::stages::settle::inbox::{Postponed, Refused};
 use crate::stages::settle::targets::{Target, Waiting};
 use crate::stages::settle::{Settle, Step, ack};
 
@@ -310,25 +310,22 @@ impl Settle {
     }
 
     async fn record_refused(&mut self, refused: Vec<Refused>) -> Result<Vec<AckToken>, JournalError> {
-        let ids = refused.iter().map(|refused| refused.id.clone()).collect();
-        let known: Vec<_> = self.journal.standings(ids).await?.into_iter().map(|(id, _)| id).collect();
         let mut records = Vec::with_capacity(refused.len());
         let mut tokens = Vec::with_capacity(refused.len());
-        for Refused { id, generation, message, cause, account, taken_at, token } in refused {
-            warn!(request.id = %id, %cause, "message refused, it is in the dead-letter queue");
+        for Refused { id, named, generation, message, cause, account, taken_at, token } in refused {
+            let shown = named.as_ref().unwrap_or(&id);
+            warn!(request.id = %shown, %cause, "message refused, it is in the dead-letter queue");
             self.meter.requests.count(metrics::Outcome::Refused);
             self.meter.failures.count((cause.class(), FailureEnd::Dead));
             let trace = TraceContext::read_from(&message.headers);
-            let followed = Followed { request: &id, generation, trace: trace.as_ref() };
+            let followed = Followed { request: shown, generation, trace: trace.as_ref() };
             self.trace_process(followed, (taken_at, message.body.len()), metrics::Outcome::Refused, Some(&cause));
             let (reply_to, correlation_id) = (&message.properties.reply_to, &message.properties.correlation_id);
             let subject = self.settings.subject(followed, reply_to, correlation_id);
             let body_hash = BodyHash::of(&message.body);
             let subject = Subject { refused: Some(body_hash), ..subject };
             let event = Event::new(&subject, &Outcome::Dead { cause: &cause, tx_hashes: &[] }, Timestamp::now());
-            // The id may stand for another message: that one keeps it.
-            let id = if known.contains(&id) { generated_id() } else { id };
-            records.push(RefusedMessage { id, account, body_hash, generation, cause, event });
+            records.push(RefusedMessage { id, named, account, body_hash, generation, cause, event });
             tokens.push(token);
         }
         self.journal.record_refused(records).await?;
@@ -341,7 +338,7 @@ impl Published {
     fn id(&self) -> &RequestId {
         match self {
             Self::Copy(copy) => &copy.id,
-            Self::Refused(refused) => &refused.id,
+            Self::Refused(refused) => refused.shown_id(),
             Self::Postponed(postponed) => &postponed.id,
             Self::Park(id, _) => id,
         }

@@ -38,8 +38,10 @@ pub struct Postponed {
 /// A message that becomes a dead letter without having been a request.
 #[derive(Debug)]
 pub struct Refused {
-    /// Its own id, or a generated one.
+    /// Made up for it: under its own the journal may know another message, now or later.
     pub id: RequestId,
+    /// Its own, if it has one.
+    pub named: Option<RequestId>,
     pub generation: Generation,
     pub message: Message,
     pub cause: Cause,
@@ -47,6 +49,13 @@ pub struct Refused {
     pub account: AccountId,
     pub taken_at: Timestamp,
     pub token: AckToken,
+}
+
+impl Refused {
+    /// Returns the id by which its producer knows it, or else the one made up for it.
+    pub fn shown_id(&self) -> &RequestId {
+        self.named.as_ref().unwrap_or(&self.id)
+    }
 }
 
 /// A lane's decision on a transaction's requests.
@@ -96,7 +105,7 @@ pub enum SecondEnd {
     Taken(TxHash),
 }
 
-/// Returns an id for a message without one, or with one that the journal knows as another request's.
-pub fn generated_id() -> RequestId {
-    RequestId::new(&format!("without-id-{}", ids::unique())).expect("it is shorter than an id may be")
+/// Returns an id for a message that was refused.
+pub fn refused_id() -> RequestId {
+    RequestId::new(&format!("refused-{}", ids::unique())).expect("it is shorter than an id may be")
 }

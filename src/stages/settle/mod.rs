@@ -407,7 +407,7 @@ mod tests {
     use crate::simulation::fakes::{FakePublisher, FakeSession, failing_journal, journal};
     use crate::simulation::journal::MemoryJournal;
     use crate::stages::claim::{ServedPublisher, Serving};
-    use crate::stages::settle::inbox::LaneVerdict;
+    use crate::stages::settle::inbox::{LaneVerdict, refused_id};
     use tokio::sync::watch;
 
     const MAX_HOLD: Duration = Duration::from_secs(60);
@@ -585,11 +585,11 @@ mod tests {
 
     /// A message that is no request, under this id.
     async fn refuse(bench: &Bench, name: &str) {
-        let (id, token) = (id(name), bench.session.token(name));
+        let (id, named, token) = (refused_id(), Some(id(name)), bench.session.token(name));
         let cause = Cause::new(Reason::TooLarge, "it has 2 MiB");
         let (generation, taken_at) = (Generation::default(), Timestamp::now());
         let (message, account) = (Message::default(), bench.set.account);
-        let refused = Refused { id, generation, message, cause, account, taken_at, token };
+        let refused = Refused { id, named, generation, message, cause, account, taken_at, token };
         bench.intake.send(Admitted::Refused(Box::new(refused))).await.unwrap();
     }
 
