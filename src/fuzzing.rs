@@ -28,6 +28,7 @@ type Target = fn(&[u8]) -> bool;
 pub const TARGETS: &[(&str, Target)] = &[
     ("answers", answers),
     ("bodies", bodies),
+    ("codings", codings),
     ("configuration", configuration),
     ("frames", frames),
     ("keystores", keystores),
@@ -101,6 +102,26 @@ fn bodies(bytes: &[u8]) -> bool {
     let message = Message {
         body: Bytes::copy_from_slice(body),
         properties: Properties { kind: Some(kind.to_owned()), ..Properties::default() },
+        headers: [("id".to_owned(), "a".into())].into(),
+        ..Message::default()
+    };
+    let read = admit(&RULES, &message);
+    assert_eq!(read, admit(&RULES, &message.copied(&RULES.headers())), "a copy is the same request");
+    read.is_ok_and(|candidate| candidate.write.is_ok())
+}
+
+/// A body that is compressed as the first byte chooses.
+fn codings(bytes: &[u8]) -> bool {
+    const CODINGS: [&str; 3] = ["gzip", "deflate", "zstd"];
+    let Some((first, body)) = bytes.split_first() else { return false };
+    let coding = CODINGS[usize::from(*first) % CODINGS.len()];
+    let message = Message {
+        body: Bytes::copy_from_slice(body),
+        properties: Properties {
+            kind: Some("call".to_owned()),
+            content_encoding: Some(coding.to_owned()),
+            ..Properties::default()
+        },
         headers: [("id".to_owned(), "a".into())].into(),
         ..Message::default()
     };

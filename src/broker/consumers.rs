@@ -12,6 +12,7 @@ use lapin::message::Delivery;
 
 use crate::broker::BrokerError;
 use crate::broker::connection::{Connected, broker_detail};
+use crate::broker::fit;
 
 /// Prefix of consumer tags; a number follows.
 const TAG: &str = "chainwriter";
@@ -35,7 +36,7 @@ pub(super) struct Consumers<'s> {
     queue: &'s str,
     /// What all may hold together.
     prefetch: u16,
-    /// What the bodies of all may have together.
+    /// What all of them may have together.
     bytes: u64,
     /// Set while the bytes that are held leave no room.
     is_full: bool,
@@ -57,6 +58,11 @@ pub(super) struct Consumers<'s> {
     earlier: Vec<Holder>,
 }
 
+/// Returns the bytes of a delivery: its body, and its properties with their headers.
+pub(super) fn bytes_of(delivery: &Delivery) -> usize {
+    delivery.data.len() + fit::bytes_of(&delivery.properties)
+}
+
 /// Returns whether the bytes leave no room. Once they do, a quarter has to go first, so that consumers do not come and go with
 /// each delivery.
 fn is_full(was_full: bool, held: u64, most: u64) -> bool {
@@ -71,8 +77,8 @@ pub(super) struct Holder {
 }
 
 impl Holder {
-    pub(super) fn hold(&self, body: usize) -> Held {
-        let bytes = body as u64;
+    pub(super) fn hold(&self, bytes: usize) -> Held {
+        let bytes = bytes as u64;
         self.bytes.fetch_add(bytes, Ordering::Relaxed);
         Held { _deliveries: Arc::clone(&self.deliveries), bytes, of_all: Arc::clone(&self.bytes) }
     }
@@ -211,7 +217,7 @@ impl<'s> Consumers<'s> {
         let mut buffered = Vec::new();
         while let Some(delivery) = self.streams.next().await {
             buffered.extend(delivery.and_then(Result::ok).map(|delivery| {
-                let held = self.held.hold(delivery.data.len());
+                let held = self.held.hold(bytes_of(&delivery));
                 (delivery, held)
             }));
         }

@@ -18,7 +18,7 @@ const PATIENCE: Duration = Duration::from_millis(200);
 pub enum PrefetchLimit {
     /// No lane could write more.
     Lanes,
-    /// The size of the bodies.
+    /// The size of the messages.
     Bytes,
     /// The configuration.
     Prefetch,
@@ -28,7 +28,7 @@ impl fmt::Display for PrefetchLimit {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {
             Self::Lanes => "no lane wants more",
-            Self::Bytes => "the size of the bodies",
+            Self::Bytes => "the size of the messages",
             Self::Prefetch => "broker.prefetch",
         })
     }
@@ -47,7 +47,7 @@ pub(super) struct Prefetch {
     most: u16,
     most_bytes: u64,
     wanted: u16,
-    /// The size of a large body among the last ones.
+    /// The size of a large message among the last ones.
     large: u64,
     /// Since when lanes want more than is held.
     wants_since: Option<Instant>,
@@ -78,7 +78,7 @@ impl Prefetch {
         u16::try_from(self.most_bytes / self.large.max(1)).unwrap_or(u16::MAX).max(1)
     }
 
-    /// Records a delivery's body. A large one counts less with each further delivery, so that one alone does not keep the
+    /// Records how large a delivery is. A large one counts less with each further delivery, so that one alone does not keep the
     /// prefetch small.
     pub(super) fn record(&mut self, bytes: usize) {
         self.large = (bytes as u64).max(self.large - self.large / 64);

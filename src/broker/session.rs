@@ -14,7 +14,7 @@ use tokio_util::sync::CancellationToken;
 use tracing::{debug, info, warn};
 
 use crate::broker::connection::{BrokerSettings, Connected, broker_detail};
-use crate::broker::consumers::{Consumers, Held};
+use crate::broker::consumers::{Consumers, Held, bytes_of};
 use crate::broker::convert::message_of;
 use crate::broker::endings::Endings;
 use crate::broker::hosts::Turn;
@@ -270,8 +270,9 @@ impl Broker {
                 delivery = consumers.next() => {
                     has_delivered = true;
                     let delivery = delivery?;
-                    prefetch.record(delivery.data.len());
-                    let held = consumers.holder().hold(delivery.data.len());
+                    let bytes = bytes_of(&delivery);
+                    prefetch.record(bytes);
+                    let held = consumers.holder().hold(bytes);
                     if !self.hand_over(channels, delivery, endings, held).await {
                         consumers.trust();
                     }
