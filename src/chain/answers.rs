@@ -239,7 +239,9 @@ pub(super) struct ReceiptFields {
     gas_used: Value,
     effective_gas_price: Value,
     l1_fee: Value,
-    operator_fee: Value,
+    operator_fee_scalar: Value,
+    operator_fee_constant: Value,
+    da_footprint_gas_scalar: Value,
     gas_used_for_l1: Value,
 }
 
@@ -266,9 +268,22 @@ pub(super) enum NoReceipt {
 
 /// Reads what a rollup took for L1. Fields that cannot be read are none: they are reported, and decide nothing.
 fn l1_cost(fields: &ReceiptFields) -> L1Cost {
-    let amount_of = |value: &Value| quantity(value).map(Wei);
-    let fee = amount_of(&fields.l1_fee).map(|fee| fee.plus(amount_of(&fields.operator_fee).unwrap_or_default()));
+    let fee = quantity(&fields.l1_fee).map(|fee| Wei(fee).plus(operator_fee(fields)));
     L1Cost { fee, gas: amount(&fields.gas_used_for_l1).map(Gas) }
+}
+
+/// Computes what the chain's operator took, which receipts name by its two parameters: the specification of the OP stack, Isthmus,
+/// "Operator Fee". Receipts since Jovian have the scalar of the data footprint, and that fork's formula holds for them.
+fn operator_fee(fields: &ReceiptFields) -> Wei {
+    const OF_JOVIAN: u128 = 100;
+    const OF_ISTHMUS: u128 = 1_000_000;
+    let gas = quantity(&fields.gas_used).unwrap_or_default();
+    let scaled = gas.saturating_mul(quantity(&fields.operator_fee_scalar).unwrap_or_default());
+    let by_gas = match quantity(&fields.da_footprint_gas_scalar) {
+        Some(_) => scaled.saturating_mul(OF_JOVIAN),
+        None => scaled / OF_ISTHMUS,
+    };
+    Wei(by_gas.saturating_add(quantity(&fields.operator_fee_constant).unwrap_or_default()))
 }
 
 /// Returns a receipt. The nonce is not in it and stays zero for the caller to set. Gas and price that cannot be read are zero and
@@ -453,7 +468,11 @@ mod tests {
         let optimism =
             json!({ "l1Fee": "0x2d2f52b4", "l1GasPrice": "0x4c9a5e6d", "l1GasUsed": "0x640", "l1FeeScalar": null });
         assert_eq!(with(optimism), L1Cost { fee: Some(Wei(0x2d2f_52b4)), gas: None });
-        assert_eq!(with(json!({ "l1Fee": "0x9", "operatorFee": "0x2" })).fee, Some(Wei(11)));
+        let operator = json!({ "l1Fee": "0x9", "operatorFeeScalar": "0xf4240", "operatorFeeConstant": "0x2" });
+        assert_eq!(with(operator.clone()).fee, Some(Wei(9 + 21_000 + 2)));
+        let mut of_jovian = operator;
+        of_jovian["daFootprintGasScalar"] = json!("0x190");
+        assert_eq!(with(of_jovian).fee, Some(Wei(9 + 21_000 * 1_000_000 * 100 + 2)));
         assert_eq!(
             with(json!({ "gasUsedForL1": "0x1a4", "l1BlockNumber": "0x1" })),
             L1Cost { fee: None, gas: Some(Gas(420)) }

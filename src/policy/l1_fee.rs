@@ -1,7 +1,7 @@
-//! Computes what a rollup asks for posting a transaction to L1, beside its gas: estimated before anything is signed, from the chain's own
-//! oracle or from the last receipts.
+//! Computes what a rollup asks beside a transaction's gas, for posting it to L1 and for its operator: estimated before anything is
+//! signed, from the chain's own oracle or from the last receipts.
 
-use crate::model::{Address, Wei};
+use crate::model::{Address, Gas, Wei};
 
 /// A contract of the chain that estimates it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -32,6 +32,7 @@ pub const ORACLES: [Oracle; 3] = [
 const OP_ORACLE: Address = predeploy(0x42, 0x0f);
 const SCROLL_ORACLE: Address = predeploy(0x53, 0x02);
 const GET_L1_FEE: [u8; 4] = [0x49, 0x94, 0x8e, 0x0e];
+const GET_OPERATOR_FEE: [u8; 4] = [0x27, 0x5a, 0xed, 0xd2];
 
 const fn predeploy(first: u8, last: u8) -> Address {
     let mut address = [0; 20];
@@ -65,6 +66,38 @@ impl Oracle {
         let (high, low) = <&[u8; 32]>::try_from(data).ok()?.split_first_chunk::<16>()?;
         let low = u128::from_be_bytes(low.try_into().ok()?);
         Some(Wei(if *high == [0; 16] { low } else { u128::MAX }))
+    }
+}
+
+/// The gas for which the oracle is asked for its operator's fee; beyond, its answers are a line.
+pub const OPERATOR_PROBES: [Gas; 2] = [Gas(0), Gas(1_000_000)];
+
+impl Oracle {
+    /// Returns the calldata that asks for the operator's fee for so much gas: GasPriceOracle.getOperatorFee(uint256), OP stack since
+    /// Isthmus. `None` where there is no such fee.
+    pub fn operator_question(&self, gas: Gas) -> Option<Vec<u8>> {
+        let mut word = [0; 32];
+        word[24..].copy_from_slice(&gas.0.to_be_bytes());
+        (self.contract == OP_ORACLE).then(|| [&GET_OPERATOR_FEE[..], &word].concat())
+    }
+}
+
+/// What the operator of a chain takes, by a transaction's gas.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct OperatorFees {
+    least: Wei,
+    /// For a million units of gas.
+    per_million: Wei,
+}
+
+impl OperatorFees {
+    /// Returns the line through an oracle's answers for [`OPERATOR_PROBES`].
+    pub fn through([none, million]: [Wei; 2]) -> Self {
+        Self { least: none, per_million: Wei(million.0.saturating_sub(none.0)) }
+    }
+
+    pub fn of(&self, gas: Gas) -> Wei {
+        self.least.plus(self.per_million.scaled_up(gas.0.into(), OPERATOR_PROBES[1].0.into()))
     }
 }
 
@@ -127,6 +160,9 @@ mod tests {
         {
             assert_eq!(oracle.selector, function(signature).unwrap().selector().0, "{signature}");
         }
+        assert_eq!(GET_OPERATOR_FEE, function("getOperatorFee(uint256)").unwrap().selector().0);
+        let of_operator = ORACLES.map(|oracle| oracle.operator_question(Gas(7)).map(|data| (data.len(), data[35])));
+        assert_eq!(of_operator, [Some((36, 7)), Some((36, 7)), None]);
         assert_eq!(OP_ORACLE.to_string().to_lowercase(), "0x420000000000000000000000000000000000000f");
         let by_length = ORACLES[0].question(200);
         assert_eq!((by_length.len(), by_length[35]), (36, 200));
@@ -150,6 +186,8 @@ mod tests {
     fn a_fee_grows_with_the_length_and_a_receipt_stands_in_for_an_oracle() {
         let fees = L1Fees::through([Wei(1_000), Wei(21_000)]);
         assert_eq!([0, 80, 1_080].map(|bytes| fees.of(bytes)), [Wei(1_000), Wei(1_000), Wei(2_000)]);
+        let operator = OperatorFees::through([Wei(5), Wei(2_000_005)]);
+        assert_eq!([0, 21_000].map(|gas| operator.of(Gas(gas))), [Wei(5), Wei(42_005)]);
         let seen = L1Fees::of_receipt(200, Wei(800));
         assert_eq!([0, 80, 280].map(|bytes| seen.of(bytes)), [Wei(1_000), Wei(1_000), Wei(2_000)]);
     }

@@ -276,6 +276,8 @@ pub(crate) struct FakeChainState {
     pub(crate) rules: NodeRules,
     /// The price of a byte for L1, by the oracle of a rollup.
     pub(crate) l1_fee_per_byte: Option<u128>,
+    /// What the operator of a rollup takes beside that.
+    pub(crate) operator_fee_per_gas: Option<u128>,
     /// How long each broadcast takes.
     pub(crate) latency: Duration,
     /// The hashes of each broadcast, in order.
@@ -608,11 +610,17 @@ impl Chain for FakeChain {
 
     async fn call(&self, call: &Call, _: BlockNumber) -> Result<Bytes> {
         let state = self.count()?;
-        if let Some(per_byte) =
-            state.l1_fee_per_byte.filter(|_| call.to == ORACLES[0].contract && call.data.len() == 36)
-        {
-            let bytes = u128::from_be_bytes(call.data[20..].try_into().unwrap());
-            return Ok([[0; 16], (bytes * per_byte).to_be_bytes()].concat().into());
+        let asks = |question: &[u8]| call.to == ORACLES[0].contract && call.data.starts_with(&question[..4]);
+        let by_number = |factor: u128| {
+            let number = u128::from_be_bytes(call.data[20..].try_into().unwrap());
+            Ok([[0; 16], (number * factor).to_be_bytes()].concat().into())
+        };
+        if let Some(per_byte) = state.l1_fee_per_byte.filter(|_| asks(&ORACLES[0].question(0))) {
+            return by_number(per_byte);
+        }
+        let of_operator = ORACLES[0].operator_question(Gas(0)).unwrap();
+        if let Some(per_gas) = state.operator_fee_per_gas.filter(|_| asks(&of_operator)) {
+            return by_number(per_gas);
         }
         Err(refusal("execution reverted"))
     }

@@ -187,12 +187,15 @@ async fn a_nodes_fee_cap_without_a_number_is_met_by_offering_no_headroom() {
 #[tokio::test(start_paused = true)]
 async fn what_a_rollup_asks_for_l1_counts_before_anything_is_signed() {
     const PER_BYTE: u128 = 1000;
+    const OPERATOR: u128 = 3;
     // "a" has one byte of calldata: less than the shortest that the oracle is asked for.
-    let l1 = 200 * PER_BYTE;
     let gas = u128::from(TRANSFER.0) * 12 / 10;
+    // The operator's fee counts for the gas with its margin.
+    let l1 = 200 * PER_BYTE + gas * OPERATOR;
     let mut bench = bench(&[("a", ESTIMATE, None)]).await;
     bench.chain.change(|state| {
         state.l1_fee_per_byte = Some(PER_BYTE);
+        state.operator_fee_per_gas = Some(OPERATOR);
         state.balance = Some(Wei(gas + l1 - 1));
     });
     let mut term = bench.term().await;
@@ -202,7 +205,10 @@ async fn what_a_rollup_asks_for_l1_counts_before_anything_is_signed() {
     assert_eq!(failures(&mut bench), [("a".to_owned(), Reason::InsufficientFunds)]);
     for (most, reason) in [(gas + l1 - 1, Some(Reason::FeePerDay)), (gas + l1, None)] {
         let mut bench = self::bench(&[("a", ESTIMATE, None)]).await;
-        bench.chain.change(|state| state.l1_fee_per_byte = Some(PER_BYTE));
+        bench.chain.change(|state| {
+            state.l1_fee_per_byte = Some(PER_BYTE);
+            state.operator_fee_per_gas = Some(OPERATOR);
+        });
         bench.context.settings.rules.permits = Arc::new(Permits { fee_per_day: Some(Wei(most)), ..Permits::default() });
         bench.tune(|tuning| tuning.limits = Limits { fee_per_day: Some(Wei(most)), ..Limits::default() });
         let mut term = bench.term().await;

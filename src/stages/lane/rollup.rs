@@ -9,7 +9,7 @@ use tokio::time::timeout;
 use crate::chain::{Call, ChainError, Receipt};
 use crate::model::{BlockNumber, Wei};
 use crate::policy::classify::SimulationMeaning;
-use crate::policy::l1_fee::{Oracle, PROBES};
+use crate::policy::l1_fee::{OPERATOR_PROBES, OperatorFees, Oracle, PROBES};
 use crate::stages::lane::term::Term;
 
 /// For all questions to oracles.
@@ -17,7 +17,7 @@ const ASK_LIMIT: Duration = Duration::from_secs(2);
 
 /// Holds what comes of asking oracles.
 enum Asked {
-    Answers(Oracle, [Wei; 2]),
+    Answers(Oracle, [Wei; 2], OperatorFees),
     /// Nodes ran the calls, and the chain has no such contract.
     NoOracle,
     /// Some call had no answer that says so.
@@ -34,7 +34,7 @@ impl Term<'_> {
         }
         // Nothing waits long for it.
         match timeout(ASK_LIMIT, self.ask_oracles(oracles, head)).await.unwrap_or(Asked::Silence) {
-            Asked::Answers(oracle, answers) => self.rollup.record(oracle, answers),
+            Asked::Answers(oracle, answers, operator) => self.rollup.record(oracle, answers, operator),
             Asked::NoOracle => self.rollup.record_none(),
             Asked::Silence => {}
         }
@@ -55,17 +55,38 @@ impl Term<'_> {
     async fn ask_oracle(&self, oracle: Oracle, head: BlockNumber) -> Asked {
         let mut fees = [Wei(0); 2];
         for (fee, bytes) in fees.iter_mut().zip(PROBES) {
-            let data = Bytes::from(oracle.question(bytes));
-            let call = Call { from: self.account(), to: oracle.contract, value: Wei(0), data };
-            let answer = self.context.hear(self.context.chain.call(&call, head)).await;
-            match answer.map(|data| Oracle::answer(&data)) {
+            match self.answer_of(oracle, oracle.question(bytes), head).await {
                 Ok(Some(answer)) => *fee = answer,
                 Ok(None) => return Asked::NoOracle,
                 Err(error) if self.has_run(&error) => return Asked::NoOracle,
                 Err(_) => return Asked::Silence,
             }
         }
-        Asked::Answers(oracle, fees)
+        match self.ask_operator(oracle, head).await {
+            Some(operator) => Asked::Answers(oracle, fees, operator),
+            None => Asked::Silence,
+        }
+    }
+
+    async fn answer_of(&self, oracle: Oracle, question: Vec<u8>, head: BlockNumber) -> Result<Option<Wei>, ChainError> {
+        let data = Bytes::from(question);
+        let call = Call { from: self.account(), to: oracle.contract, value: Wei(0), data };
+        self.context.hear(self.context.chain.call(&call, head)).await.map(|data| Oracle::answer(&data))
+    }
+
+    /// Returns what the chain's operator takes; nothing where the chain is older than that fee. `None` where nobody answered.
+    async fn ask_operator(&self, oracle: Oracle, head: BlockNumber) -> Option<OperatorFees> {
+        let mut fees = [Wei(0); 2];
+        for (fee, gas) in fees.iter_mut().zip(OPERATOR_PROBES) {
+            let Some(question) = oracle.operator_question(gas) else { return Some(OperatorFees::default()) };
+            match self.answer_of(oracle, question, head).await {
+                Ok(Some(answer)) => *fee = answer,
+                Ok(None) => return Some(OperatorFees::default()),
+                Err(error) if self.has_run(&error) => return Some(OperatorFees::default()),
+                Err(_) => return None,
+            }
+        }
+        Some(OperatorFees::through(fees))
     }
 
     /// Returns whether the node ran the call: there is no such contract, or it knows no such function.

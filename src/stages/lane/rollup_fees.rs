@@ -4,8 +4,8 @@ use std::time::Duration;
 
 use tokio::time::Instant;
 
-use crate::model::Wei;
-use crate::policy::l1_fee::{L1Fees, ORACLES, Oracle};
+use crate::model::{Gas, Wei};
+use crate::policy::l1_fee::{L1Fees, ORACLES, OperatorFees, Oracle};
 
 /// Interval between questions to an oracle: L1 makes a block in twelve seconds, and its prices change by an eighth with each.
 const ASKED: Duration = Duration::from_secs(60);
@@ -26,13 +26,15 @@ enum Source {
 pub(super) struct RollupFees {
     source: Source,
     fees: Option<L1Fees>,
+    /// Receipts have it in the fee for L1.
+    operator: OperatorFees,
     asked_at: Option<Instant>,
 }
 
 impl RollupFees {
-    /// Returns what may be asked for a transaction with so many bytes of calldata.
-    pub(super) fn of(&self, calldata: usize) -> Wei {
-        self.fees.map_or(Wei(0), |fees| fees.of(calldata))
+    /// Returns what may be asked beside its gas for a transaction with so many bytes of calldata and so much gas.
+    pub(super) fn of(&self, calldata: usize, gas: Gas) -> Wei {
+        self.fees.map_or(Wei(0), |fees| fees.of(calldata)).plus(self.operator.of(gas))
     }
 
     /// Returns the oracles that are to be asked now; counts as asking.
@@ -50,9 +52,10 @@ impl RollupFees {
     }
 
     /// Records an oracle's answers. What was known stays where there are none.
-    pub(super) fn record(&mut self, oracle: Oracle, answers: [Wei; 2]) {
+    pub(super) fn record(&mut self, oracle: Oracle, answers: [Wei; 2], operator: OperatorFees) {
         self.source = Source::Oracle(oracle);
         self.fees = Some(L1Fees::through(answers));
+        self.operator = operator;
     }
 
     /// Records that the chain's nodes answered, and that it has no oracle.
@@ -80,19 +83,20 @@ mod tests {
         assert_eq!((fees.begin().len(), fees.begin().len()), (ORACLES.len(), 0));
         tokio::time::advance(ASKED).await;
         assert_eq!(fees.begin().len(), ORACLES.len(), "nothing was answered");
-        fees.record(ORACLES[1], [Wei(100), Wei(20_100)]);
+        let operator = OperatorFees::through([Wei(3), Wei(1_000_003)]);
+        fees.record(ORACLES[1], [Wei(100), Wei(20_100)], operator);
         tokio::time::advance(ASKED).await;
         assert_eq!(fees.begin(), [ORACLES[1]]);
-        assert_eq!((fees.of(0), fees.of(1_080)), (Wei(100), Wei(1_100)));
+        assert_eq!((fees.of(0, Gas(0)), fees.of(1_080, Gas(50))), (Wei(103), Wei(1_153)));
         fees.record_receipt(100, Wei(9));
-        assert_eq!(fees.of(0), Wei(100), "the oracle knows better");
+        assert_eq!(fees.of(0, Gas(0)), Wei(103), "the oracle knows better");
         let mut other = RollupFees::default();
         other.begin();
         other.record_none();
         tokio::time::advance(ASKED * 100).await;
         assert!(other.begin().is_empty());
-        assert_eq!(other.of(500), Wei(0));
+        assert_eq!(other.of(500, Gas(21_000)), Wei(0));
         other.record_receipt(120, Wei(80));
-        assert_eq!(other.of(0), Wei(100), "a quarter more than the last one");
+        assert_eq!(other.of(0, Gas(21_000)), Wei(100), "a quarter more than the last one");
     }
 }

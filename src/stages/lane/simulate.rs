@@ -77,7 +77,7 @@ impl Term<'_> {
         for draft in drafts {
             match draft.gas {
                 Some(gas) => {
-                    let l1_fee = self.rollup.of(draft.calldata().len());
+                    let l1_fee = self.rollup.of(draft.calldata().len(), gas);
                     self.queue.add_ready(draft.into_payload(gas, l1_fee));
                 }
                 None => self.queue.add_fetched(draft.members),

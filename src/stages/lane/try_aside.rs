@@ -34,7 +34,7 @@ impl Term<'_> {
         let (to, value) = (waiting.request.write.to, waiting.request.write.value);
         self.queue.aside_mut().forget(waiting.request.seq);
         let requests = Members::one(waiting.request);
-        let l1_fee = self.rollup.of(requests.first.calldata().len());
+        let l1_fee = self.rollup.of(requests.first.calldata().len(), gas);
         self.queue.add_ready(Payload { requests, to, value, batch_data: None, gas, l1_fee });
     }
 
