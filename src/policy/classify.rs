@@ -74,6 +74,7 @@ const TEXTS: &[(&str, &str, SendMeaning)] = {
         ("nethermind", "delegation nonce gap", M::NonceTooHigh),
         ("geth", "gapped-nonce tx from delegated accounts", M::NonceTooHigh),
         // The text does not say whether the nonce is too high or too low. It is sent again either way, and a block decides.
+        // Ganache's says so by two numbers: see `is_past`.
         ("arbitrum", "invalid transaction nonce", M::NonceTooHigh),
         ("ganache", "doesn't have the correct nonce", M::NonceTooHigh),
         ("ethermint", "invalid nonce", M::NonceTooHigh),
@@ -201,6 +202,16 @@ pub struct ErrorTable {
     own: Vec<(String, SendMeaning)>,
 }
 
+/// Returns whether Ganache's text, in lower case, says by its two numbers that the account is past the transaction's nonce.
+fn is_past(text: &str) -> bool {
+    let number_after = |word: &str| {
+        let behind = text.split_once(word)?.1;
+        behind.split(|letter: char| !letter.is_ascii_digit()).next()?.parse::<u64>().ok()
+    };
+    let of_account = number_after("account has nonce of: ");
+    of_account.is_some_and(|next| number_after("tx has nonce of: ").is_some_and(|nonce| nonce < next))
+}
+
 impl ErrorTable {
     /// Adds texts before the built-in ones. They match anywhere in an answer, in capitals or not.
     pub fn with(own: impl IntoIterator<Item = (String, SendMeaning)>) -> Self {
@@ -213,8 +224,9 @@ impl ErrorTable {
     pub fn meaning_of(&self, text: &str) -> SendMeaning {
         let text = text.to_lowercase();
         let own = self.own.iter().find(|(part, _)| text.contains(part)).map(|(_, meaning)| *meaning);
+        let past = || is_past(&text).then_some(SendMeaning::NonceTooLow);
         let built_in = || TEXTS.iter().find(|(_, part, _)| text.contains(part)).map(|(_, _, meaning)| *meaning);
-        own.or_else(built_in).unwrap_or(SendMeaning::Unknown)
+        own.or_else(past).or_else(built_in).unwrap_or(SendMeaning::Unknown)
     }
 
     /// Returns what this error of a simulated call means.
@@ -555,6 +567,11 @@ mod tests {
             (
                 "Ganache",
                 "the tx doesn't have the correct nonce. account has nonce of: 1 tx has nonce of: 0",
+                M::NonceTooLow,
+            ),
+            (
+                "Ganache",
+                "the tx doesn't have the correct nonce. account has nonce of: 1 tx has nonce of: 12",
                 M::NonceTooHigh,
             ),
             (

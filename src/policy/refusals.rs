@@ -91,9 +91,17 @@ pub fn lasting(text: &str) -> Option<Lasting> {
         Kind::Size => Lasting::TooLarge(whole),
         Kind::GasCap => Lasting::TooMuchGas(whole.map(Gas)),
         Kind::LeastGas => Lasting::TooLittleGas(whole.map(Gas)),
-        Kind::FeeCap => Lasting::TooExpensive(named.filter(|_| text.contains("ether")).and_then(Number::ether)),
+        Kind::FeeCap => {
+            let named = named.filter(|_| text.contains("ether")).and_then(Number::ether);
+            Lasting::TooExpensive(named.map(below_cap).filter(|most| *most > Wei(0)))
+        }
         Kind::Form => Lasting::Malformed,
     })
+}
+
+/// Geth compares with a number of floating point, so that a fee of exactly the cap may be refused.
+fn below_cap(cap: Wei) -> Wei {
+    Wei(cap.0 - cap.0 / 1000)
 }
 
 /// Returns what a price lacks that the node calls too low with this text.
@@ -146,7 +154,7 @@ mod tests {
     #[test]
     fn each_lasting_refusal_is_read_with_its_limit() {
         use Lasting as L;
-        let ether = |tenths: u128| Some(Wei(tenths * 100_000_000_000_000_000));
+        let ether = |tenths: u128| Some(below_cap(Wei(tenths * 100_000_000_000_000_000)));
         let cases = [
             ("oversized data: transaction size 140113, limit 131072", L::TooLarge(Some(131_072))),
             ("oversized data", L::TooLarge(None)),
@@ -167,6 +175,8 @@ mod tests {
             ("intrinsic gas too low", L::TooLittleGas(None)),
             ("tx fee (1.20 ether) exceeds the configured cap (1.00 ether)", L::TooExpensive(ether(10))),
             ("tx fee (2.10 ether) exceeds the configured cap (0.50 ether)", L::TooExpensive(ether(5))),
+            // Geth rounds what it names to hundredths.
+            ("tx fee (0.00 ether) exceeds the configured cap (0.00 ether)", L::TooExpensive(None)),
             ("Transaction fee cap exceeded", L::TooExpensive(None)),
             ("transaction type not supported", L::Malformed),
             ("Failed to decode transaction", L::Malformed),

@@ -218,10 +218,13 @@ impl Term<'_> {
             }
             (PoolStatus::Outbid, _) if transaction.was_taken() => Some(Price::Raised),
             (PoolStatus::Outbid, _) => transaction.holder.map(Price::Over),
-            (_, Some(Refusal { kind: RefusalKind::Lasting(Lasting::TooExpensive(Some(most))), .. })) => {
+            (_, Some(Refusal { kind: RefusalKind::Lasting(Lasting::TooExpensive(Some(most))), .. }))
+                if newest.total(self.gas_of(transaction)) > *most =>
+            {
                 Some(Price::Below(*most))
             }
-            (_, Some(Refusal { kind: RefusalKind::Lasting(Lasting::TooExpensive(None)), .. })) => {
+            // It is within what the node names, which the node has rounded up.
+            (_, Some(Refusal { kind: RefusalKind::Lasting(Lasting::TooExpensive(_)), .. })) => {
                 FeeRules::without_headroom(newest, market).map(|_| Price::Tightest)
             }
             _ => None,
