@@ -54,7 +54,6 @@ impl NodeClient {
             None
         } else {
             let confirmation = Confirmation { endpoints: Vec::new(), finality };
-            let endpoints = endpoints.into_iter().map(EndpointAccess::from).collect();
             let heads = Vec::new();
             let node = Self::new(&ClientSettings { endpoints, heads, confirmation, ..settings.clone() })?;
             Some(Confirmer { node: Box::new(node), finality })

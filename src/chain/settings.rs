@@ -3,8 +3,6 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use reqwest::Url;
-
 use crate::chain::EndpointAccess;
 use crate::observe::traces::Tracer;
 use crate::policy::classify::ErrorTable;
@@ -35,7 +33,7 @@ pub struct ClientSettings {
 #[derive(Clone)]
 pub struct Confirmation {
     /// Empty where none has to.
-    pub endpoints: Vec<Url>,
+    pub endpoints: Vec<EndpointAccess>,
     pub finality: FinalityRule,
 }
 

@@ -1090,7 +1090,7 @@ async fn what_another_endpoint_does_not_show_is_not_confirmed() {
     };
     let node = good_node(9).await;
     let confirm = async |other: &ScriptedNode, number: u64, hash_of_block: BlockHash| {
-        let endpoints = vec![other.url().parse().unwrap()];
+        let endpoints = vec![other.url().parse::<url::Url>().unwrap().into()];
         let confirmation = Confirmation { endpoints, finality: FinalityRule::Depth(2) };
         let client = NodeClient::new(&ClientSettings { confirmation, ..settings(&[node.url()]) }).unwrap();
         let receipt = FinalTransaction {

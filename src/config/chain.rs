@@ -3,7 +3,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use crate::chain::{ClientSettings, Confirmation};
+use crate::chain::{ClientSettings, Confirmation, EndpointAccess};
 use crate::config::endpoints::{self, Listed, texts};
 use crate::config::reader::{DAY, HOUR, MINUTE, MS, SECOND, Section, http_url, or_off};
 use crate::config::secrets::Places;
@@ -38,9 +38,9 @@ pub(super) fn read(
         "finalized" => Some(FinalityRule::Finalized),
         number => number.parse().ok().filter(|depth| *depth <= 10_000).map(FinalityRule::Depth),
     });
-    let Listed { called: endpoints, heads } = endpoints::read(&mut section, places);
-    let confirm_with = endpoints::urls(&mut section, "confirm_with", http_url);
-    if confirm_with.iter().any(|url| endpoints.iter().any(|endpoint| endpoint.url == *url)) {
+    let Listed { called: endpoints, heads, confirming: mut confirm_with } = endpoints::read(&mut section, places);
+    confirm_with.extend(endpoints::urls(&mut section, "confirm_with", http_url).into_iter().map(EndpointAccess::from));
+    if confirm_with.iter().any(|other| endpoints.iter().any(|endpoint| endpoint.url == other.url)) {
         section
             .fault("confirm_with", "names a URL of chain.endpoints, which would confirm itself; name another endpoint");
     }

@@ -18,17 +18,23 @@ const KEYS: [&str; 6] = ["url", "url_file", "role", "private", "headers_file", "
 /// Calls a second that an endpoint may be limited to.
 const CALLS_PER_SECOND: std::ops::RangeInclusive<f64> = 0.1..=100_000.0;
 
-/// The endpoints: those that are called in their order, and those that announce new blocks.
+/// The endpoints: those that are called in their order, those that announce new blocks, and those that confirm what is final.
 #[derive(Debug, Default)]
 pub(super) struct Listed {
     pub(super) called: Vec<EndpointAccess>,
     pub(super) heads: Vec<EndpointAccess>,
+    pub(super) confirming: Vec<EndpointAccess>,
 }
 
+/// One of them, and whether it is there to confirm alone.
+type Endpoint = (EndpointAccess, bool);
+
 impl Listed {
-    fn of(endpoints: impl IntoIterator<Item = EndpointAccess>) -> Self {
-        let (heads, called) = endpoints.into_iter().partition(|endpoint| is_socket(&endpoint.url));
-        Self { called, heads }
+    fn of(endpoints: impl IntoIterator<Item = Endpoint>) -> Self {
+        let (confirming, others): (Vec<_>, Vec<_>) = endpoints.into_iter().partition(|(_, confirms)| *confirms);
+        let without = |(endpoint, _): Endpoint| endpoint;
+        let (heads, called) = others.into_iter().map(without).partition(|endpoint| is_socket(&endpoint.url));
+        Self { called, heads, confirming: confirming.into_iter().map(without).collect() }
     }
 }
 
@@ -45,7 +51,7 @@ fn endpoint_url(text: &str) -> Option<Url> {
 pub(super) fn read(section: &mut Section<'_>, places: &Places) -> Listed {
     let short = urls(section, "endpoints", endpoint_url);
     let Some(list) = section.take("endpoint") else {
-        let listed = Listed::of(short.into_iter().map(EndpointAccess::from));
+        let listed = Listed::of(short.into_iter().map(|url| (EndpointAccess::from(url), false)));
         if listed.called.is_empty() {
             section.fault("endpoints", "expected a list with at least one http:// or https:// URL");
         }
@@ -74,7 +80,7 @@ pub(super) fn read(section: &mut Section<'_>, places: &Places) -> Listed {
     listed
 }
 
-fn endpoint(section: &mut Section<'_>, places: &Places) -> Result<EndpointAccess, Fault> {
+fn endpoint(section: &mut Section<'_>, places: &Places) -> Result<Endpoint, Fault> {
     section.allow(&KEYS);
     section.allow(&certificates::KEYS);
     let url = url(section, places)?;
@@ -86,14 +92,15 @@ fn endpoint(section: &mut Section<'_>, places: &Places) -> Result<EndpointAccess
         return Err((key, problem.to_owned()));
     }
     section.set_default("role", "all");
-    let role = section.choice("role", &[("all", Role::All), ("read", Role::Read), ("send", Role::Send)]);
+    let roles = [("all", Some(Role::All)), ("read", Some(Role::Read)), ("send", Some(Role::Send)), ("confirm", None)];
+    let role = section.choice("role", &roles);
+    let confirms = role.is_none();
     section.set_default("private", false);
     let is_private = section.choice("private", &[("false", false), ("true", true)]);
-    if is_private && !role.sends() {
-        return Err((
-            "private",
-            "is true, and role is \"read\": it gets no transactions; change one of them".to_owned(),
-        ));
+    if is_private && !role.is_some_and(Role::sends) {
+        let role = if confirms { "confirm" } else { "read" };
+        let problem = format!("is true, and role is \"{role}\": it gets no transactions; change one of them");
+        return Err(("private", problem));
     }
     let headers = match section.text("headers_file") {
         Some(file) => headers(places, &file).map_err(|problem| ("headers_file", problem))?,
@@ -105,7 +112,9 @@ fn endpoint(section: &mut Section<'_>, places: &Places) -> Result<EndpointAccess
     let calls_per_second = section.read("calls_per_second", expected, None, |text| {
         or_off(text, |text| text.parse().ok().filter(|calls| CALLS_PER_SECOND.contains(calls)))
     });
-    Ok(EndpointAccess { url, role, is_private, headers, tls, calls_per_second })
+    // The client of those that confirm asks them for all that it needs.
+    let role = role.unwrap_or(Role::All);
+    Ok((EndpointAccess { url, role, is_private, headers, tls, calls_per_second }, confirms))
 }
 
 /// Reads the address, which may be a secret: no fault shows it.
@@ -226,6 +235,24 @@ mod tests {
     }
 
     #[test]
+    fn one_that_confirms_takes_what_others_take_and_is_called_for_nothing_else() {
+        let folder = tempfile::tempdir().unwrap();
+        let headers = file(folder.path(), "headers", 0o600, "X-Api-Key: hunter2\n");
+        let text = format!(
+            "[[chain.endpoint]]\nurl = \"http://a\"\n[[chain.endpoint]]\nurl = \"https://b\"\nrole = \"confirm\"\n\
+             headers_file = {headers:?}"
+        );
+        let chain = load_with(&text).unwrap().chain;
+        let hosts =
+            |of: &[EndpointAccess]| of.iter().map(|own| own.url.host_str().unwrap().to_owned()).collect::<Vec<_>>();
+        assert_eq!(
+            (hosts(&chain.endpoints), hosts(&chain.confirmation.endpoints)),
+            (vec!["a".to_owned()], vec!["b".to_owned()])
+        );
+        assert!(chain.confirmation.endpoints[0].headers.are_set() && chain.confirmation.endpoints[0].role.reads());
+    }
+
+    #[test]
     fn what_does_not_go_together_is_named_and_no_secret_with_it() {
         let folder = tempfile::tempdir().unwrap();
         let open = file(folder.path(), "open", 0o644, "X-Api-Key: hunter2");
@@ -234,6 +261,12 @@ mod tests {
         let url = "url = \"https://u:hunter2@a.example/hunter2\"";
         for (found, fault) in [
             (one("role = \"all\""), "- chain.endpoint[1].url: is not set"),
+            (one(&format!("{url}\nrole = \"confirm\"")), "- chain.endpoint: none has role = \"all\" or \"read\""),
+            (one(&format!("{url}\nrole = \"confirm\"\nprivate = true")), "private: is true, and role is \"confirm\""),
+            (
+                load(&[url, &format!("{url}\nrole = \"confirm\"")]),
+                "- chain.confirm_with: names a URL of chain.endpoints",
+            ),
             (one(&format!("{url}\nurl_file = {wrong:?}")), "- chain.endpoint[1].url_file: is set beside url"),
             (one("url = \"ftp://hunter2\""), "- chain.endpoint[1].url: is no http:// or https:// URL"),
             (one(&format!("url_file = {wrong:?}")), "- chain.endpoint[1].url_file: is no http:// or https:// URL"),
