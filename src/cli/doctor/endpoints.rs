@@ -25,6 +25,12 @@ const POOLS: [(&str, usize, &str, &str); 4] = [
     // txnprovider/txpool/txpoolcfg
     ("erigon/", 16, "", "--txpool.accountslots"),
 ];
+/// Programs that cannot do what a worker needs, and what an operator does about it. `make test-nodes` has seen it.
+const LACKS: [(&str, &str, &str); 1] = [(
+    "ganache/",
+    "may run a replaced transaction beside its replacement, so a write may land twice",
+    "use it for trials alone, with chain.replace_after = \"24h\"; Anvil, Hardhat and `geth --dev` have no such fault",
+)];
 /// A node that says that it is syncing is asked again so often, after so long.
 const SYNC_CHECKS: u32 = 2;
 const SYNC_CHECK: Duration = Duration::from_secs(2);
@@ -148,15 +154,15 @@ fn in_the_clear(access: &EndpointAccess) -> Option<Finding> {
 /// Returns a finding for each endpoint that has to confirm what is final: without it nothing becomes final.
 pub(super) async fn confirming(settings: &Settings) -> Vec<Finding> {
     let mut findings = Vec::new();
-    for url in &settings.chain.confirmation.endpoints {
-        let alone = ClientSettings { endpoints: vec![url.clone().into()], ..settings.chain.clone() };
+    for access in &settings.chain.confirmation.endpoints {
+        let alone = ClientSettings { endpoints: vec![access.clone()], ..settings.chain.clone() };
         let asked = match NodeClient::new(&alone) {
             Ok(node) => newest(&node).await,
             Err(error) => return vec![no_client(&error)],
         };
         findings.push(match asked {
             Ok(head) => {
-                Finding::ok(AREA, format!("chain.confirm_with: newest block {} at {}", head.number, label(url)))
+                Finding::ok(AREA, format!("chain.confirm_with: newest block {} at {}", head.number, label(&access.url)))
             }
             Err(error) => Finding::fail(AREA, format!("chain.confirm_with: {error}"))
                 .remedy("until it answers nothing is final; start it, or correct chain.confirm_with"),
@@ -227,6 +233,9 @@ fn pool(settings: &Settings, label: &str, program: &str) -> Finding {
     let in_flight = settings.lane.in_flight;
     let what = format!("{label} runs {program}");
     let name = program.to_lowercase();
+    if let Some((_, lack, remedy)) = LACKS.iter().find(|(known, ..)| name.starts_with(known)) {
+        return Finding::warn(AREA, format!("{what}, which {lack}")).remedy(*remedy);
+    }
     let Some((_, most, which, option)) = POOLS.iter().find(|(known, ..)| name.starts_with(known)) else {
         return Finding::ok(AREA, what);
     };
@@ -259,6 +268,8 @@ mod tests {
         assert_eq!(level(5000, "Geth/v1.16.7-stable/linux-amd64/go1.25.4"), Level::Ok, "it keeps those in order");
         assert_eq!(level(17, "reth/v1.9.0"), Level::Note);
         assert_eq!(level(100_000, "anvil/v1.5.0"), Level::Ok, "it is not known");
+        let lacking = pool(&settings(64), "node:8545", "Ganache/v7.9.2/EthereumJS TestRPC/v7.9.2/ethereum-js");
+        assert!(lacking.level == Level::Warn && lacking.to_string().contains("may land twice"), "{lacking}");
         let told = pool(&settings(300), "node:8545", "besu/v25.9.0").to_string();
         assert!(told.contains("keeps 200") && told.contains("--tx-pool-max-future-by-sender"), "{told}");
     }

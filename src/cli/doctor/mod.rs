@@ -9,6 +9,7 @@ use crate::model::text::counted;
 
 mod accounts;
 mod broker;
+mod cost;
 mod endpoints;
 mod finding;
 mod gas;

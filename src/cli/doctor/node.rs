@@ -6,7 +6,7 @@ use crate::chain::{BlockTag, Chain, ChainError, Header, NodeClient};
 use crate::cli::contract::{Standing, standing};
 use crate::cli::doctor::endpoints::{self, AREA, block_time, failed, no_client};
 use crate::cli::doctor::finding::Finding;
-use crate::cli::doctor::gas;
+use crate::cli::doctor::{cost, gas};
 use crate::cli::{spell, text_of};
 use crate::config::Settings;
 use crate::model::{Address, BlockNumber, Timestamp};
@@ -29,7 +29,7 @@ pub(super) async fn examine(settings: &Settings) -> Vec<Finding> {
     };
     findings.push(finality(settings, &chain, &head).await.unwrap_or_else(|error| failed(&error)));
     findings.extend(gas::examine(settings, &chain).await);
-    findings.push(price(settings, &chain, &head).await.unwrap_or_else(|error| failed(&error)));
+    findings.extend(price(settings, &chain, &head).await.unwrap_or_else(|error| vec![failed(&error)]));
     findings.extend(targets(settings, &chain).await.unwrap_or_else(|error| vec![failed(&error)]));
     findings
 }
@@ -103,16 +103,20 @@ fn saturated(number: u64) -> u32 {
     u32::try_from(number).unwrap_or(u32::MAX)
 }
 
-async fn price(settings: &Settings, chain: &NodeClient, head: &Header) -> Result<Finding, ChainError> {
+async fn price(settings: &Settings, chain: &NodeClient, head: &Header) -> Result<Vec<Finding>, ChainError> {
     let market = chain.market(head).await?;
-    Ok(match settings.tuning.fees.quote(&market) {
-        Ok(fee) => Finding::ok(
-            "fees",
-            format!("a unit of gas is offered {} now, fees.max_fee is {}", fee.ceiling(), settings.tuning.fees.max_fee),
-        ),
-        Err(above) => Finding::warn("fees", above.to_string())
-            .remedy("the account pauses until it has come down; or raise fees.max_fee"),
-    })
+    let fee = match settings.tuning.fees.quote(&market) {
+        Ok(fee) => fee,
+        Err(above) => {
+            let remedy = "the account pauses until it has come down; or raise fees.max_fee";
+            return Ok(vec![Finding::warn("fees", above.to_string()).remedy(remedy)]);
+        }
+    };
+    let most = settings.tuning.fees.max_fee;
+    let what = format!("a unit of gas is offered {} now, fees.max_fee is {most}", fee.ceiling());
+    let mut findings = vec![Finding::ok("fees", what)];
+    findings.extend(cost::examine(settings, chain, (head, &market), fee).await);
+    Ok(findings)
 }
 
 async fn targets(settings: &Settings, chain: &NodeClient) -> Result<Vec<Finding>, ChainError> {
