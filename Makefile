@@ -1,7 +1,7 @@
 # What people and machines run by hand. `make` alone lists it.
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo tour simulate chaos planted fuzz bench test test-rabbitmq check docs deb rpm tarball image release test-install
+.PHONY: help setup demo tour simulate chaos planted fuzz bench test test-nodes test-rabbitmq check docs deb rpm tarball image release test-install
 
 BUILT = $${CARGO_TARGET_DIR:-target}
 # Both in one build, so that the tool finds the daemon beside itself.
@@ -54,6 +54,11 @@ fuzz: ## give changed bytes to all that reads bytes from outside, for DURATION=6
 test: setup ## run every test, against a real broker and a real chain too
 	@scripts/setup.sh clock postgres producers
 	CHAINWRITER_REQUIRE_SERVICES=1 RUST_MIN_STACK=536870912 cargo test --workspace --all-features --locked
+
+NODES ?=
+AT_MOST ?=
+test-nodes: setup ## run each property of a write on each real node: Geth, Hardhat, Ganache, Anvil at three forks (NODES="geth ganache" ONLY="replaced" AT_MOST=720)
+	@NODES="$(NODES)" ONLY="$(ONLY)" SECONDS_AT_MOST="$(AT_MOST)" scripts/test-nodes.sh
 
 test-rabbitmq: setup ## run the tests of deliveries and dead letters on another RabbitMQ than the system's (needs root once; ONLY="operators:: security::")
 	@scripts/test-rabbitmq.sh $(ONLY)

@@ -9,7 +9,7 @@ use std::time::Duration;
 use serde_json::json;
 use tokio::process::Child;
 
-use super::guard::{Guard, find_on_path, send_signal};
+use super::guard::{Guard, find_program, send_signal};
 use super::ports::free_port;
 use super::rpc::RpcClient;
 
@@ -213,10 +213,5 @@ impl Anvil {
 
 /// The Anvil to run: `$ANVIL`, else `.tools/bin/anvil` in this folder or one above it, else the one on PATH.
 pub fn program() -> Option<PathBuf> {
-    if let Some(given) = std::env::var_os("ANVIL") {
-        return Some(PathBuf::from(given));
-    }
-    let here = std::env::current_dir().ok()?;
-    let own = here.ancestors().map(|folder| folder.join(".tools/bin/anvil")).find(|file| file.is_file());
-    own.or_else(|| find_on_path("anvil"))
+    find_program("ANVIL", "anvil")
 }

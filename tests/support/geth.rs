@@ -10,7 +10,7 @@ use serde_json::{Value, json};
 use tokio::process::Child;
 
 use super::anvil::ACCOUNTS;
-use super::guard::{Guard, find_on_path, send_signal};
+use super::guard::{Guard, find_program, send_signal};
 use super::ports::free_port;
 use super::rpc::{RpcClient, hex};
 
@@ -119,7 +119,8 @@ impl Geth {
         let developer = developer[0].as_str().expect("developer mode has an account").to_owned();
         let value = format!("{FUNDS:#x}");
         for (address, _) in ACCOUNTS {
-            let transfer = json!([{ "from": developer, "to": address, "value": value }]);
+            // Above what any test asks for at least.
+            let transfer = json!([{ "from": developer, "to": address, "value": value, "gasPrice": "0x7d2b7500" }]);
             self.rpc.call("eth_sendTransaction", transfer).await.expect("the developer's account can pay");
         }
         let began = std::time::Instant::now();
@@ -149,12 +150,7 @@ impl Geth {
 
 /// The Geth to run: `$GETH`, else `.tools/bin/geth` in this folder or one above it, else the one on PATH.
 pub fn program() -> Option<PathBuf> {
-    if let Some(given) = std::env::var_os("GETH") {
-        return Some(PathBuf::from(given));
-    }
-    let here = std::env::current_dir().ok()?;
-    let own = here.ancestors().map(|folder| folder.join(".tools/bin/geth")).find(|file| file.is_file());
-    own.or_else(|| find_on_path("geth"))
+    find_program("GETH", "geth")
 }
 
 /// Returns whether Geth is here; if not, says so. It takes minutes to build, so that tests do without it.

@@ -112,3 +112,13 @@ pub fn find_on_path(name: &str) -> Option<PathBuf> {
     let path = std::env::var_os("PATH")?;
     std::env::split_paths(&path).map(|folder| folder.join(name)).find(|file| file.is_file())
 }
+
+/// The program to run: what the variable names, else `.tools/bin/NAME` in this folder or one above it, else the one on PATH.
+pub fn find_program(variable: &str, name: &str) -> Option<PathBuf> {
+    if let Some(given) = std::env::var_os(variable) {
+        return Some(PathBuf::from(given));
+    }
+    let here = std::env::current_dir().ok()?;
+    let own = here.ancestors().map(|folder| folder.join(".tools/bin").join(name)).find(|file| file.is_file());
+    own.or_else(|| find_on_path(name))
+}

@@ -1,4 +1,4 @@
-//! The little of HTTP/1.1 that the test nodes speak: messages that say their length.
+//! The little of HTTP/1.1 that the test nodes speak: messages that say their length, or come in chunks.
 
 use std::net::SocketAddr;
 
@@ -28,12 +28,51 @@ pub async fn read_whole(stream: &mut BufReader<TcpStream>) -> Option<(String, Ve
     }
     let mut body = vec![0; length];
     stream.read_exact(&mut body).await.ok()?;
+    if is_chunked(&head) {
+        body = read_chunks(stream).await?;
+    }
     Some((head, body))
+}
+
+/// Returns whether headers in lower case announce a body in chunks, as Hardhat's do.
+pub fn is_chunked(head: &str) -> bool {
+    head.lines().any(|line| line.starts_with("transfer-encoding:") && line.contains("chunked"))
+}
+
+async fn read_chunks(stream: &mut BufReader<TcpStream>) -> Option<Vec<u8>> {
+    let mut body = Vec::new();
+    loop {
+        let mut line = String::new();
+        stream.read_line(&mut line).await.ok()?;
+        let length = usize::from_str_radix(line.trim(), 16).ok()?;
+        // Each chunk ends with a line's end of its own.
+        let mut chunk = vec![0; length + 2];
+        stream.read_exact(&mut chunk).await.ok()?;
+        if length == 0 {
+            return Some(body);
+        }
+        body.extend_from_slice(&chunk[..length]);
+    }
+}
+
+/// Returns the body that these chunks make.
+pub fn joined(mut chunks: &[u8]) -> Vec<u8> {
+    let mut body = Vec::new();
+    while let Some(end) = chunks.windows(2).position(|window| window == b"\r\n") {
+        let length = usize::from_str_radix(String::from_utf8_lossy(&chunks[..end]).trim(), 16).unwrap_or(0);
+        let Some(chunk) = chunks.get(end + 2..end + 2 + length) else { break };
+        if length == 0 {
+            break;
+        }
+        body.extend_from_slice(chunk);
+        chunks = chunks.get(end + 2 + length + 2..).unwrap_or_default();
+    }
+    body
 }
 
 /// Sends this to the node and returns its answer.
 pub async fn ask(node: &mut BufReader<TcpStream>, body: &[u8]) -> Option<Vec<u8>> {
-    let head = "POST / HTTP/1.1\r\nhost: node\r\ncontent-type: application/json\r\n";
+    let head = "POST / HTTP/1.1\r\nhost: localhost\r\ncontent-type: application/json\r\n";
     write(node, head, body).await?;
     read_message(node).await
 }

@@ -15,6 +15,7 @@
 pub mod amqp;
 pub mod amqp10;
 pub mod anvil;
+pub mod clef;
 pub mod cluster;
 pub mod contracts;
 pub mod documents;
@@ -23,6 +24,7 @@ pub mod geth;
 pub mod guard;
 pub mod http;
 pub mod nodes;
+pub mod npm_nodes;
 pub mod ports;
 pub mod postgres;
 pub mod proxy;
@@ -35,10 +37,12 @@ pub mod worker;
 
 pub use amqp::{Amqp, Taken, Watch, headers, next_event, with_id};
 pub use anvil::{ACCOUNTS, Anvil, AnvilConfig};
+pub use clef::Clef;
 pub use cluster::{RabbitCluster, WHOLE_LIMIT};
 pub use geth::{Geth, GethConfig};
 pub use guard::Guard;
 pub use nodes::{DeafNode, Reply, ScriptedNode, highest_fee_of, nonce_of};
+pub use npm_nodes::{NpmConfig, NpmKind, NpmNode};
 pub use ports::free_port;
 pub use postgres::{NOBODY, Pooler, Postgres, PostgresConfig, SchemaDumps};
 pub use proxy::{Mode, TcpProxy};

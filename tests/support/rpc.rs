@@ -58,12 +58,15 @@ impl RpcClient {
         let answer = exchange
             .map_err(|_| format!("no answer within {LIMIT:?}"))?
             .map_err(|error| format!("{}: {error}", self.address))?;
-        let text = String::from_utf8_lossy(&answer);
-        let (head, body) = text.split_once("\r\n\r\n").ok_or("an answer without an HTTP head")?;
-        serde_json::from_str(body).map_err(|_| format!("no JSON: {} {body}", head.lines().next().unwrap_or("")))
+        let end = answer.windows(4).position(|window| window == b"\r\n\r\n").ok_or("an answer without an HTTP head")?;
+        let head = String::from_utf8_lossy(&answer[..end]).to_lowercase();
+        let body = &answer[end + 4..];
+        let whole = if super::http::is_chunked(&head) { super::http::joined(body) } else { body.to_vec() };
+        let refused = || format!("no JSON: {} {}", head.lines().next().unwrap_or(""), String::from_utf8_lossy(&whole));
+        serde_json::from_slice(&whole).map_err(|_| refused())
     }
 
-    /// Reads to the end of the connection; Anvil never sends chunks for an answer known in full.
+    /// Reads to the end of the connection.
     async fn exchange(&self, body: String) -> std::io::Result<Vec<u8>> {
         let mut stream = TcpStream::connect(self.address).await?;
         let head = format!(
