@@ -83,7 +83,9 @@ impl Clef {
 fn command(guard: &Guard) -> Command {
     let mut command = guard.command(program().expect("Clef is here; run scripts/setup.sh clef"));
     let folder = guard.folder();
-    command.args(["--suppress-bootwarn", "--advanced", "--lightkdf", "--nousb", "--configdir"]).arg(folder.join("config"));
+    command
+        .args(["--suppress-bootwarn", "--advanced", "--lightkdf", "--nousb", "--configdir"])
+        .arg(folder.join("config"));
     command.arg("--keystore").arg(folder.join("keys")).arg("--auditlog").arg(folder.join("audit.log"));
     command.env("HOME", folder);
     command
