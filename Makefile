@@ -77,7 +77,8 @@ release: ## build all packages, the SBOM and the checksums into dist/
 	@scripts/package.sh deb rpm tarball image
 
 test-install: ## install the Debian package on real, booted Debians and use it as an operator does (ON="bookworm trixie"; needs root)
-	@scripts/setup.sh packaging nspawn anvil
+	@scripts/setup.sh deb nspawn anvil
+	@test "$$CHAINWRITER_PROFILE" = dev || scripts/setup.sh packaging
 	@scripts/package.sh deb
 	@scripts/test-install.sh $(ON)
 

@@ -370,6 +370,7 @@ cargo_tool() {
     command -v "$1" >/dev/null && return
     say "building $1 $2 into .tools (some minutes)"
     quietly "cargo could not build $1; install it so that $1 is on PATH" \
+        env CARGO_PROFILE_RELEASE_LTO=false CARGO_PROFILE_RELEASE_CODEGEN_UNITS=16 \
         cargo install --quiet --locked --root .tools --version "$2" "$1"
 }
 
