@@ -348,7 +348,9 @@ CREATE TABLE passages (
     published_at bigint NOT NULL,
     -- 1: the broker has it.
     is_confirmed bigint NOT NULL DEFAULT 0 CHECK (is_confirmed = 0 OR is_confirmed = 1),
-    passed_at    bigint
+    -- When it came out in each of the two bands of priority that quorum queues have.
+    low_out_at   bigint,
+    high_out_at  bigint
 );
 
 -- A recovery that an operator has begun: see `chainwriter recover`. There until it ends.

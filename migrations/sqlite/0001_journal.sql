@@ -341,7 +341,9 @@ CREATE TABLE passages (
     published_at INTEGER NOT NULL,
     -- 1: the broker has it.
     is_confirmed INTEGER NOT NULL DEFAULT 0 CHECK (is_confirmed = 0 OR is_confirmed = 1),
-    passed_at    INTEGER
+    -- When it came out in each of the two bands of priority that quorum queues have.
+    low_out_at   INTEGER,
+    high_out_at  INTEGER
 ) STRICT;
 
 -- A recovery that an operator has begun: see `chainwriter recover`. There until it ends.

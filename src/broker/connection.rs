@@ -35,6 +35,8 @@ pub struct BrokerSettings {
     /// For every call except those that wait for a publisher confirm.
     pub call_timeout: Duration,
     pub confirm_timeout: Duration,
+    /// The broker takes back what a consumer has held for longer.
+    pub consumer_timeout: Duration,
     /// Mandatory publishes on their way at once.
     pub publish_channels: usize,
     /// First and longest pause between connects.

@@ -155,13 +155,14 @@ mod tests {
 
     #[test]
     fn what_fits_stays_as_it_is_and_of_the_rest_the_largest_go() {
-        let headers = |sizes: &[(&str, usize)]| {
+        type Sizes<'s> = &'s [(&'s str, usize)];
+        let headers = |sizes: Sizes<'_>| {
             let headers = sizes.iter().map(|(name, bytes)| ((*name).to_owned(), "x".repeat(*bytes).into()));
             properties_of(&Message { headers: headers.collect(), ..Message::default() })
         };
         let small = headers(&[("a", 3000)]);
         assert_eq!(fitted(small.clone(), 4096), small);
-        let cases: [(&[(&str, usize)], u32, &str); 4] = [
+        let cases: [(Sizes<'_>, u32, &str); 4] = [
             (&[("a", 2000), ("b", 3000)], 4096, "b"),
             (&[("a", 2000), ("b", 2100), ("c", 10)], 4096, "b"),
             (&[("cw-attempt", 2500), ("b", 2100)], 4096, "b"),

@@ -24,6 +24,23 @@ const VARIANTS: [&str; 7] = [
     "[[route]]\nmode = \"transaction\"",
 ];
 
+/// A table of the configuration.
+#[derive(Default)]
+struct Table {
+    keys: Map<String, Value>,
+    /// Those in it, by their names.
+    tables: BTreeMap<String, Part>,
+}
+
+/// A table in another one.
+#[derive(Default)]
+struct Part {
+    table: Table,
+    /// There may be several: `[[name]]`.
+    is_list: bool,
+    comment: Option<String>,
+}
+
 /// Returns the schema (draft 7).
 pub fn schema() -> Value {
     let mut shapes = Shapes::default();
@@ -36,70 +53,62 @@ pub fn schema() -> Value {
         shapes.join(findings.into_shapes());
     }
     let comments = comments();
-    let mut root = table("chainwriter", "The configuration of a chainwriter worker.");
+    let mut root = Table::default();
     for (section, keys) in shapes.sections() {
-        let table = section_in(&mut root, section, &comments);
+        let table = root.section(section, &comments);
         for (key, shape) in keys {
             let mut members = shape.members();
             let described = [section, "write"].iter().find_map(|section| comments.get(&path(section, key)));
-            if let Some(comment) = described {
-                members.insert("description".to_owned(), json!(comment));
-            }
-            if let Some(default) = default_of(section, key) {
-                members.insert("default".to_owned(), default);
-            }
-            // A list of tables has its own section.
-            table.entry(*key).or_insert(Value::Object(members));
+            members.extend(described.map(|comment| ("description".to_owned(), json!(comment))));
+            members.extend(default_of(section, key).map(|default| ("default".to_owned(), default)));
+            table.keys.insert((*key).to_owned(), Value::Object(members));
         }
     }
-    root
+    let mut schema = Map::from_iter([
+        ("$schema".to_owned(), json!("http://json-schema.org/draft-07/schema#")),
+        ("title".to_owned(), json!("chainwriter")),
+        ("description".to_owned(), json!("The configuration of a chainwriter worker.")),
+    ]);
+    schema.extend(root.members());
+    Value::Object(schema)
 }
 
-fn table(title: &str, description: &str) -> Value {
-    json!({
-        "$schema": "http://json-schema.org/draft-07/schema#",
-        "title": title,
-        "description": description,
-        "type": "object",
-        "additionalProperties": false,
-        "properties": {},
-    })
-}
-
-/// Returns the properties of a section, which is made with those it stands in.
-fn section_in<'r>(
-    root: &'r mut Value,
-    section: &str,
-    comments: &BTreeMap<String, String>,
-) -> &'r mut Map<String, Value> {
-    let mut at = root;
-    let mut so_far = String::new();
-    for part in section.split('.') {
-        let name = part.trim_end_matches("[]");
-        so_far = if so_far.is_empty() { name.to_owned() } else { format!("{so_far}.{name}") };
-        let is_list = part.ends_with("[]");
-        let made = || {
-            let mut made = json!({ "type": "object", "additionalProperties": false, "properties": {} });
-            if is_list {
-                made = json!({ "type": "array", "items": made });
-            }
-            if let Some(comment) = comments.get(&so_far) {
-                made["description"] = json!(comment);
-            }
-            made
-        };
-        // A reader may have noted the list as a key of its section before.
-        let entry = &mut at["properties"][name];
-        if entry.get("items").is_none() && entry.get("properties").is_none() {
-            *entry = made();
+impl Table {
+    /// Returns a section, which is made with those it stands in.
+    fn section(&mut self, section: &str, comments: &BTreeMap<String, String>) -> &mut Self {
+        let mut at = self;
+        let mut so_far = String::new();
+        for written in section.split('.') {
+            let name = written.trim_end_matches("[]");
+            so_far = if so_far.is_empty() { name.to_owned() } else { format!("{so_far}.{name}") };
+            let part = at.tables.entry(name.to_owned()).or_default();
+            part.is_list = written.ends_with("[]");
+            part.comment = comments.get(&so_far).cloned();
+            at = &mut part.table;
         }
-        at = if is_list { &mut entry["items"] } else { entry };
+        at
     }
-    properties(at)
-}
 
-fn properties(table: &mut Value) -> &mut Map<String, Value> {
-    table["properties"].as_object_mut().expect("each table is made with its properties")
+    fn members(self) -> Map<String, Value> {
+        let mut properties = self.keys;
+        // The reader of a list of tables has taken it as a key before.
+        for (name, Part { table, is_list, comment }) in self.tables {
+            let of_table = table.members();
+            let mut members = match is_list {
+                true => {
+                    Map::from_iter([("type".to_owned(), json!("array")), ("items".to_owned(), Value::Object(of_table))])
+                }
+                false => of_table,
+            };
+            members.extend(comment.map(|comment| ("description".to_owned(), json!(comment))));
+            properties.insert(name, Value::Object(members));
+        }
+        Map::from_iter([
+            ("type".to_owned(), json!("object")),
+            ("additionalProperties".to_owned(), json!(false)),
+            ("properties".to_owned(), Value::Object(properties)),
+        ])
+    }
 }
 
 fn path(section: &str, key: &str) -> String {

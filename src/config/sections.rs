@@ -180,6 +180,7 @@ fn broker(
             .choice("topology", &[("declare", TopologyMode::Declare), ("verify", TopologyMode::Verify)]),
         call_timeout: section.duration("call_timeout", 100 * MS..=5 * MINUTE),
         confirm_timeout: section.duration("confirm_timeout", 100 * MS..=5 * MINUTE),
+        consumer_timeout: section.duration("consumer_timeout", MINUTE..=30 * DAY),
         publish_channels: section.number("publish_channels", 1..=256),
         reconnect: (
             section.duration("reconnect_initial", 10 * MS..=10 * MINUTE),

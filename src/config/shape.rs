@@ -52,11 +52,11 @@ impl Shape {
         let members = match self {
             Self::Any => json!({}),
             Self::Single { expected } => {
-                let mut members = json!({ "type": ["string", "number", "boolean"] });
-                if let Some(expected) = expected {
-                    members["description"] = json!(format!("Expected: {expected}"));
+                let kinds = json!(["string", "number", "boolean"]);
+                match expected {
+                    Some(expected) => json!({ "type": kinds, "description": format!("Expected: {expected}") }),
+                    None => json!({ "type": kinds }),
                 }
-                members
             }
             Self::Number { least, most, is_whole, or_off } => {
                 let kind = if *is_whole { "integer" } else { "number" };

@@ -292,6 +292,7 @@ impl<J: Journal + LetterDeeds + OperatorLog + SentEvents + 'static> Daemon<'_, J
                 settings.journal.retention,
                 settings.journal.keep_events,
                 settings.settle.waits.iter().max().copied().unwrap_or_default(),
+                settings.broker.consumer_timeout,
             ),
             lease_ttl: settings.lane.lease_ttl,
             instance: Instance {

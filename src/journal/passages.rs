@@ -6,10 +6,7 @@ use crate::journal::columns::{Columns, number, optional_number, text};
 use crate::journal::database::{Database, SqlJournal, Statements, values};
 use crate::journal::error::Result;
 use crate::model::Timestamp;
-use crate::policy::passage::Newest;
-
-/// Passages that are kept, so that the broker's repeat of one is recognised.
-const KEPT: i64 = 32;
+use crate::policy::passage::{Band, KEPT, Newest};
 
 /// A passage that is on its way, or may be.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -22,9 +19,8 @@ pub struct Passage {
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Proof {
     pub newest: Option<Passage>,
-    /// All that was at the broker at this time has come out of the queue and was taken in. What a consumer held when the first
-    /// of two passages came out is back in the queue, if at all, before the second is sent.
-    pub taken_in_up_to: Option<Timestamp>,
+    /// Those that have come out, of the last ones.
+    pub passed: Vec<Newest>,
     /// When the journal was made.
     pub made_at: Option<Timestamp>,
 }
@@ -37,9 +33,9 @@ pub trait Passages: Send + Sync {
     async fn begin_passage(&self, token: String, published_at: Timestamp, after: Option<String>) -> Result<bool>;
     /// Records that the broker has it.
     async fn confirm_passage(&self, token: &str) -> Result<()>;
-    /// Records that a passage has come out of the work queue. Returns false for a token that no passage of this journal has:
-    /// the message is some producer's.
-    async fn end_passage(&self, token: &str, at: Timestamp) -> Result<bool>;
+    /// Records that a passage has come out of the work queue in a band of priority. Returns false for a token that no passage
+    /// of this journal has: the message is some producer's.
+    async fn end_passage(&self, token: &str, band: Band, at: Timestamp) -> Result<bool>;
 }
 
 #[async_trait]
@@ -65,12 +61,16 @@ impl<D: Database> Passages for SqlJournal<D> {
         .await
     }
 
-    async fn end_passage(&self, token: &str, at: Timestamp) -> Result<bool> {
-        self.write_repeatably((token.to_owned(), at), |connection, (token, at)| {
+    async fn end_passage(&self, token: &str, band: Band, at: Timestamp) -> Result<bool> {
+        self.write_repeatably((token.to_owned(), band, at), |connection, (token, band, at)| {
             Box::pin(async move {
+                let column = match band {
+                    Band::Low => "low_out_at",
+                    Band::High => "high_out_at",
+                };
                 // The broker may deliver it twice: the first time counts.
-                let end = "UPDATE passages SET passed_at = coalesce(passed_at, $1), is_confirmed = 1 WHERE token = $2";
-                let known = connection.execute("record the end of a passage", end, &values![at.0, token]).await?;
+                let end = format!("UPDATE passages SET {column} = coalesce({column}, $1) WHERE token = $2");
+                let known = connection.execute("record the end of a passage", &end, &values![at.0, token]).await?;
                 Ok(known > 0)
             })
         })
@@ -85,25 +85,26 @@ pub const NOT_BEFORE_A_PASSAGE: &str = "(SELECT CASE WHEN coalesce(max(p.publish
 
 fn passage(row: &dyn Columns) -> Result<Passage> {
     const WHAT: &str = "passage";
+    let out = [optional_number(row, WHAT, "low_out_at")?, optional_number(row, WHAT, "high_out_at")?];
+    let passed_at = if let [Some(low), Some(high)] = out { Some(Timestamp(low.max(high))) } else { None };
     let state = Newest {
         published_at: Timestamp(number(row, WHAT, "published_at")?),
-        is_confirmed: number(row, WHAT, "is_confirmed")? == 1,
-        passed_at: optional_number(row, WHAT, "passed_at")?.map(Timestamp),
+        is_confirmed: passed_at.is_some() || number(row, WHAT, "is_confirmed")? == 1,
+        passed_at,
     };
     Ok(Passage { token: text(row, WHAT, "token")?.into_owned(), state })
 }
 
-const SELECT: &str = "SELECT number, token, published_at, is_confirmed, passed_at FROM passages";
+const SELECT: &str = "SELECT number, token, published_at, is_confirmed, low_out_at, high_out_at FROM passages";
 
 async fn proof(connection: &dyn Statements) -> Result<Proof> {
     const DOING: &str = "read the passages";
     let newest = connection.row(DOING, &format!("{SELECT} ORDER BY number DESC LIMIT 1"), &[], passage).await?;
-    let passed = format!("{SELECT} WHERE passed_at IS NOT NULL ORDER BY number DESC LIMIT 2");
+    let passed = format!("{SELECT} WHERE low_out_at IS NOT NULL AND high_out_at IS NOT NULL ORDER BY number");
     let passed = connection.rows(DOING, &passed, &[], passage).await?;
     let made_at = |row: &dyn Columns| number(row, "identity", "made_at").map(Timestamp);
     let made_at = connection.row(DOING, "SELECT made_at FROM identity", &[], made_at).await?;
-    let taken_in_up_to = passed.get(1).map(|before| before.state.published_at);
-    Ok(Proof { newest, taken_in_up_to, made_at })
+    Ok(Proof { newest, passed: passed.into_iter().map(|passage| passage.state).collect(), made_at })
 }
 
 async fn begin(
@@ -125,6 +126,6 @@ async fn begin(
     let next = last.map_or(1, |(number, _)| number + 1);
     let insert = "INSERT INTO passages (number, token, published_at) VALUES ($1, $2, $3)";
     connection.execute(DOING, insert, &values![next, token, published_at.0]).await?;
-    connection.execute(DOING, "DELETE FROM passages WHERE number <= $1", &values![next - KEPT]).await?;
+    connection.execute(DOING, "DELETE FROM passages WHERE number <= $1", &values![next - i64::from(KEPT)]).await?;
     Ok(true)
 }

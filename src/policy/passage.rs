@@ -9,6 +9,10 @@ use crate::model::Timestamp;
 const INTERVAL: Duration = Duration::from_secs(3600);
 /// Passages in each `journal.retention` at least.
 const IN_RETENTION: u32 = 24;
+/// Passages that are kept. The broker's repeat of one is recognised by them.
+pub const KEPT: u32 = 32;
+/// Passages in the time for which a consumer may hold a message, at most: two that are further apart are among those kept.
+const IN_HOLD: u32 = KEPT / 2;
 /// What a consumer held that died is back in the queue after this: heartbeats end its connection within 30 s.
 pub const GRACE: Duration = Duration::from_secs(60);
 /// A passage without a publisher confirm is published again after this.
@@ -20,9 +24,40 @@ pub const LATE: u32 = 2;
 /// Clocks agree when they are no further apart.
 const CLOCKS_AGREE: Duration = Duration::from_secs(24 * 3600);
 
-/// Returns the interval between passages.
-pub fn interval(retention: Duration) -> Duration {
-    INTERVAL.min(retention / IN_RETENTION)
+/// A band of priority. A quorum queue of RabbitMQ 4 has two, and what is in one overtakes what is in the other. In queues that
+/// order by each priority, what came before the last of both has come out when both have.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Band {
+    /// Priorities 0 to 4, and messages that have none.
+    Low,
+    /// Priorities from 5 on.
+    High,
+}
+
+impl Band {
+    pub const ALL: [Self; 2] = [Self::Low, Self::High];
+
+    /// Returns the priority of a passage through it: the last of the low ones, and one of the high ones.
+    pub fn priority(self) -> u8 {
+        match self {
+            Self::Low => 0,
+            Self::High => 9,
+        }
+    }
+
+    pub fn of(priority: Option<u8>) -> Self {
+        if priority.is_some_and(|priority| priority > 4) { Self::High } else { Self::Low }
+    }
+}
+
+/// Returns the interval between passages, where a consumer may hold a message for as long as `hold`.
+pub fn interval(retention: Duration, hold: Duration) -> Duration {
+    INTERVAL.min(retention / IN_RETENTION).max(hold / IN_HOLD)
+}
+
+/// Returns for how long a message may be at a consumer that does nothing with it: until the broker takes it back.
+pub fn longest_hold(consumer_timeout: Duration) -> Duration {
+    consumer_timeout.saturating_add(GRACE)
 }
 
 /// The newest passage, as the journal has it.
@@ -31,7 +66,21 @@ pub struct Newest {
     /// Read before it was published for the first time.
     pub published_at: Timestamp,
     pub is_confirmed: bool,
+    /// When it had come out in both bands.
     pub passed_at: Option<Timestamp>,
+}
+
+/// Returns up to when all messages have come out of the queue and were taken in: what was in the queue when a passage was
+/// published was at a consumer when the passage came out. One that does nothing loses it to the queue after `hold` at the
+/// latest, and a passage that was published after that and has come out too has it before itself.
+pub fn taken_in_up_to(passed: &[Newest], hold: Duration) -> Option<Timestamp> {
+    let ends = |first: &&Newest| {
+        let back_at = first.passed_at.map(|passed_at| passed_at.after(hold));
+        back_at.is_some_and(|back_at| {
+            passed.iter().any(|second| second.passed_at.is_some() && second.published_at >= back_at)
+        })
+    };
+    passed.iter().filter(ends).map(|first| first.published_at).max()
 }
 
 /// What to send now.
@@ -90,9 +139,50 @@ mod tests {
 
     #[test]
     fn a_passage_is_sent_each_hour_or_more_often_where_little_is_kept() {
-        assert_eq!(interval(30 * 24 * HOUR), HOUR);
-        assert_eq!(interval(HOUR), Duration::from_secs(150));
-        assert!(interval(HOUR) > 2 * GRACE, "what a dead consumer held is back before the next one is sent");
+        for (retention, hold, expected) in [
+            (30 * 24 * HOUR, HOUR / 2, HOUR),
+            (HOUR, HOUR / 2, Duration::from_secs(150)),
+            (30 * 24 * HOUR, 12 * HOUR, HOUR),
+            (30 * 24 * HOUR, 32 * HOUR, 2 * HOUR),
+        ] {
+            assert_eq!(interval(retention, hold), expected, "{retention:?} {hold:?}");
+            assert!(interval(retention, hold) * (KEPT - 2) > hold, "two that are far enough apart are kept");
+        }
+    }
+
+    #[test]
+    fn what_a_consumer_may_hold_is_waited_for_between_two_passages() {
+        let minute = Duration::from_secs(60);
+        let passage = |sent: u32, out: Option<u32>| Newest {
+            published_at: after(sent * minute),
+            is_confirmed: true,
+            passed_at: out.map(|out| after(out * minute)),
+        };
+        for (hold, passed, expected) in [
+            (30, vec![], None),
+            (30, vec![passage(0, Some(1))], None),
+            // The second was sent while a consumer may have held what came before the first.
+            (30, vec![passage(0, Some(1)), passage(30, Some(31))], None),
+            (30, vec![passage(0, Some(1)), passage(31, Some(32))], Some(0)),
+            (30, vec![passage(0, Some(1)), passage(31, None)], None),
+            (30, vec![passage(0, Some(1)), passage(20, Some(21)), passage(40, Some(41))], Some(0)),
+            (30, vec![passage(0, Some(1)), passage(20, Some(21)), passage(51, Some(52))], Some(20)),
+            // The first came out long after it was sent.
+            (30, vec![passage(0, Some(90)), passage(100, Some(101))], None),
+            (0, vec![passage(0, Some(1)), passage(1, Some(2))], Some(0)),
+            (12 * 60, vec![passage(0, Some(1)), passage(60, Some(61))], None),
+        ] {
+            let found = taken_in_up_to(&passed, hold * minute);
+            assert_eq!(found, expected.map(|expected: u32| after(expected * minute)), "{hold} {passed:?}");
+        }
+    }
+
+    #[test]
+    fn each_band_of_priority_has_a_passage_of_its_own() {
+        for (priority, band) in [(None, Band::Low), (Some(0), Band::Low), (Some(4), Band::Low), (Some(5), Band::High)] {
+            assert_eq!(Band::of(priority), band, "{priority:?}");
+        }
+        assert!(Band::ALL.iter().all(|band| Band::of(Some(band.priority())) == *band));
     }
 
     #[test]

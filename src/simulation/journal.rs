@@ -22,6 +22,7 @@ use crate::policy::arrival::{Known, Verdict};
 use crate::policy::letters::replay::LastRecovery;
 use crate::policy::limits::{Granted, Limits, Usage};
 use crate::policy::marker::Standing;
+use crate::policy::passage::Band;
 use crate::simulation::store::Store;
 
 /// What may go wrong around a call. Both may wait.
@@ -240,8 +241,8 @@ impl Passages for MemoryJournal {
         .await
     }
 
-    async fn end_passage(&self, token: &str, at: Timestamp) -> Result<bool> {
-        self.write("end_passage", |store, _| Ok(store.end_passage(token, at))).await
+    async fn end_passage(&self, token: &str, band: Band, at: Timestamp) -> Result<bool> {
+        self.write("end_passage", |store, _| Ok(store.end_passage(token, band, at))).await
     }
 }
 

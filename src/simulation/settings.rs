@@ -103,7 +103,7 @@ impl RunSettings {
             permits: Default::default(),
             queue: "q".to_owned(),
         };
-        let upkeep = Pace::of(seconds(30 * 86_400), seconds(30 * 86_400), seconds(8));
+        let upkeep = Pace::of(seconds(30 * 86_400), seconds(30 * 86_400), seconds(8), seconds(1800));
         let replies = Arc::new(ReplyRules { give_up_after: seconds(20), ..replies::tests::rules() });
         Self { accounts, lane, settle, admission, replies, max_open: rng.u64(3..60), upkeep }
     }
@@ -113,9 +113,9 @@ impl RunSettings {
         let forgets = rng.u8(0..3) == 0;
         if forgets {
             let milliseconds = Duration::from_millis;
-            let [interval, grace, step] = [6000, 5000, 700].map(milliseconds);
+            let [interval, hold, grace, step] = [6000, 5000, 5000, 700].map(milliseconds);
             // Longer than the longest wait, and than an instance takes to notice what another one has settled.
-            self.upkeep = Pace { kept: Duration::from_secs(40), interval, grace, step, ..self.upkeep };
+            self.upkeep = Pace { kept: Duration::from_secs(40), interval, hold, grace, step, ..self.upkeep };
         }
         forgets
     }

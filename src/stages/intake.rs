@@ -18,6 +18,7 @@ use crate::observe::metrics::IntakeMeter;
 use crate::policy::admission::{AdmissionRules, Candidate, Refusal, admit, sheltered};
 use crate::policy::arrival::{Verdict, is_suspect};
 use crate::policy::body::Body;
+use crate::policy::passage::Band;
 use crate::policy::routes::{HEX_TEXT, route_of};
 use crate::stages::claim::Serving;
 use crate::stages::settle::inbox::{Admitted, Postponed, Refused, refused_id};
@@ -178,7 +179,8 @@ impl Intake {
         self.admit_all(batch).await?;
         for delivery in passages {
             let token = token_of(&delivery.message).unwrap_or_default();
-            if self.passages.end_passage(token, Timestamp::now()).await? {
+            let band = Band::of(delivery.message.properties.priority);
+            if self.passages.end_passage(token, band, Timestamp::now()).await? {
                 debug!("a passage has come out of the work queue");
                 delivery.token.ack().await;
             } else if is_passage(&delivery.message) {
@@ -685,11 +687,15 @@ mod tests {
         let mut bench = Bench::new().await;
         let passages = Arc::clone(&bench.intake.passages);
         assert!(passages.begin_passage("p".to_owned(), Timestamp(5), None).await.unwrap());
+        let mut high = passage(&bench, "p", "");
+        high.message.properties.priority = Some(9);
         let batch = vec![bench.session.delivery("a", "body"), passage(&bench, "p", "")];
         bench.intake.step(batch).await.unwrap();
+        assert!(passages.proof().await.unwrap().passed.is_empty(), "messages of a high priority may wait still");
+        bench.intake.step(vec![high]).await.unwrap();
         assert!(matches!(bench.admitted.try_recv(), Ok(Admitted::Hold { .. })));
         assert!(bench.admitted.try_recv().is_err(), "it is no request");
-        assert_eq!(bench.session.acked(), [""]);
+        assert_eq!(bench.session.acked(), ["", ""]);
         assert!(passages.proof().await.unwrap().newest.unwrap().state.passed_at.is_some());
     }
 

@@ -3,11 +3,12 @@
 //!
 //! A request is forgotten by evidence, not by its age alone: its message may have waited in the queue, unacked, for as long
 //! as no worker ran. So a passage (`policy::passage`), a message of our own, goes the way of a retry: through a wait queue into
-//! the work queue. When it comes out there, what was at the broker before it has come out too, and the journal has met it.
-//! What a consumer held that died in this moment is back in the queue before the next passage is sent. So two passages in a
-//! row prove that the queue holds nothing from before the first, and what ended `journal.retention` before the first was
-//! published may go. What was in a wait queue then is in the work queue after the longest delay, so nothing goes before that.
-//! After a start nothing goes before a passage has come out.
+//! the work queue. When it comes out there, what was at the broker before it has come out too, and the journal has met it, or
+//! a consumer holds it. One that does nothing loses it to the queue after `broker.consumer_timeout` at the latest. So a passage
+//! that is sent after that and comes out proves that nothing from before the first is left, and what ended
+//! `journal.retention` before the first was published may go. A quorum queue has two bands of priority, which overtake each
+//! other: a passage goes through both, and has come out when both of its messages have. What was in a wait queue then is in the
+//! work queue after the longest delay, so nothing goes before that. After a start nothing goes before a passage has come out.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -21,7 +22,7 @@ use crate::broker::{Outgoing, Publisher};
 use crate::journal::{JournalError, Passage, Passages, Proof, Upkeep};
 use crate::model::headers::header;
 use crate::model::{HeaderValue, Headers, Message, Properties, Timestamp, ids};
-use crate::policy::passage::{GRACE, Next, interval, next, trusted};
+use crate::policy::passage::{Band, GRACE, Next, interval, longest_hold, next, taken_in_up_to, trusted};
 use crate::stages::claim::Serving;
 use crate::stages::lane::LaneState;
 
@@ -45,6 +46,8 @@ pub struct Pace {
     pub events_kept: Duration,
     /// Interval between passages.
     pub interval: Duration,
+    /// A consumer that does nothing with a message has it no longer than this.
+    pub hold: Duration,
     /// For what a consumer was given just before a passage came out.
     pub grace: Duration,
     /// Interval between steps.
@@ -52,10 +55,12 @@ pub struct Pace {
 }
 
 impl Pace {
-    /// Returns the pace for `journal.retention`, where the longest wait queue has this delay.
-    pub fn of(retention: Duration, events_kept: Duration, longest_wait: Duration) -> Self {
-        let step = Duration::from_secs(30);
-        Self { kept: retention.max(longest_wait), events_kept, interval: interval(retention), grace: GRACE, step }
+    /// Returns the pace for `journal.retention`, where the longest wait queue has this delay and the broker this timeout for
+    /// consumers.
+    pub fn of(retention: Duration, events_kept: Duration, longest_wait: Duration, consumer_timeout: Duration) -> Self {
+        let hold = longest_hold(consumer_timeout);
+        let (kept, interval) = (retention.max(longest_wait), interval(retention, hold));
+        Self { kept, events_kept, interval, hold, grace: GRACE, step: Duration::from_secs(30) }
     }
 }
 
@@ -121,7 +126,7 @@ impl UpkeepStage {
             tokio::task::yield_now().await;
         }
         let proof = self.journal.proof().await?;
-        let up_to = memory.usable(&proof, self.pace.grace);
+        let up_to = memory.usable(taken_in_up_to(&proof.passed, self.pace.hold), self.pace.grace);
         self.send(&proof, now, cancel).await?;
         let Some(up_to) = up_to else { return Ok(()) };
         let mut forgotten = 0;
@@ -154,26 +159,30 @@ impl UpkeepStage {
                 token
             }
         };
-        let outgoing = self.passage(&token);
-        let published = tokio::select! {
-            biased;
-            () = cancel.cancelled() => return Ok(()),
-            published = self.publisher.publish(&outgoing) => published,
-        };
-        match published {
-            Ok(()) => self.journal.confirm_passage(&token).await,
+        for band in Band::ALL {
+            let outgoing = self.passage(&token, band);
+            let published = tokio::select! {
+                biased;
+                () = cancel.cancelled() => return Ok(()),
+                published = self.publisher.publish(&outgoing) => published,
+            };
             // It is published again; meanwhile nothing is forgotten.
-            Err(error) => {
+            if let Err(error) = published {
                 warn!(%error, "a passage through the work queue was not published; nothing is forgotten meanwhile");
-                Ok(())
+                return Ok(());
             }
         }
+        self.journal.confirm_passage(&token).await
     }
 
-    fn passage(&self, token: &str) -> Outgoing {
+    fn passage(&self, token: &str, band: Band) -> Outgoing {
         let (exchange, routing_key) = self.way.clone();
-        let properties =
-            Properties { kind: Some(KIND.to_owned()), app_id: Some("chainwriter".to_owned()), ..Properties::default() };
+        let properties = Properties {
+            kind: Some(KIND.to_owned()),
+            app_id: Some("chainwriter".to_owned()),
+            priority: Some(band.priority()),
+            ..Properties::default()
+        };
         let headers = Headers::from([(header::PASSAGE.to_owned(), token.into())]);
         Outgoing { exchange, routing_key, message: Message { properties, headers, ..Message::default() } }
     }
@@ -195,9 +204,9 @@ impl Memory {
 
     /// Returns up to when all messages were taken in, if a passage has come out since the start, a while ago: an instance that
     /// got a message just before it may still be busy with that.
-    fn usable(&mut self, proof: &Proof, grace: Duration) -> Option<Timestamp> {
-        let at_start = *self.at_start.get_or_insert(proof.taken_in_up_to);
-        let up_to = proof.taken_in_up_to.filter(|_| proof.taken_in_up_to != at_start)?;
+    fn usable(&mut self, taken_in: Option<Timestamp>, grace: Duration) -> Option<Timestamp> {
+        let at_start = *self.at_start.get_or_insert(taken_in);
+        let up_to = taken_in.filter(|_| taken_in != at_start)?;
         let (shown, since) = *self.shown.get_or_insert((up_to, Instant::now()));
         if since.elapsed() < grace {
             return None;
@@ -253,7 +262,7 @@ mod tests {
                 journal,
                 publisher: publisher.clone(),
                 way: ("q.retry".to_owned(), "q.wait.1s".to_owned()),
-                pace: Pace::of(HOUR, HOUR, Duration::ZERO),
+                pace: Pace { hold: Duration::ZERO, ..Pace::of(HOUR, HOUR, Duration::ZERO, Duration::ZERO) },
                 lanes: vec![lane.subscribe()],
                 serving: serving.subscribe(),
             };
@@ -281,7 +290,9 @@ mod tests {
         /// Lets the passage that is on its way come out, the given time after it was sent. Returns when it was sent.
         async fn pass(&self, later: Duration) -> Timestamp {
             let Passage { token, state } = self.proof().await.newest.unwrap();
-            assert!(self.stage.journal.end_passage(&token, state.published_at.before(later)).await.unwrap());
+            for band in Band::ALL {
+                assert!(self.stage.journal.end_passage(&token, band, state.published_at.before(later)).await.unwrap());
+            }
             state.published_at
         }
 
@@ -296,12 +307,12 @@ mod tests {
         for _ in 0..3 {
             bench.step().await;
         }
-        assert_eq!(bench.publisher.routing_keys(), ["q.wait.1s"]);
+        assert_eq!(bench.publisher.routing_keys(), ["q.wait.1s"; 2], "one in each band of priority");
         assert!(bench.proof().await.newest.unwrap().state.is_confirmed);
         // As if it had come out more than an interval ago.
         bench.pass(HOUR).await;
         bench.step().await;
-        assert_eq!(bench.publisher.routing_keys().len(), 2);
+        assert_eq!(bench.publisher.routing_keys().len(), 4);
     }
 
     #[tokio::test(start_paused = true)]
@@ -333,6 +344,33 @@ mod tests {
         assert!(!bench.knows("old").await);
     }
 
+    /// Another instance has frozen with a delivery in its hands.
+    #[tokio::test(start_paused = true)]
+    async fn what_a_consumer_may_still_hold_is_not_forgotten() {
+        let mut bench = Bench::new(&["old"]).await;
+        let hold = Duration::from_millis(300);
+        bench.stage.pace = Pace { kept: Duration::ZERO, interval: Duration::ZERO, hold, ..bench.stage.pace };
+        bench.set.write_to_the_end(0, 0, "old").await;
+        std::thread::sleep(Duration::from_millis(5));
+        for _ in 0..3 {
+            bench.step().await;
+            bench.pass(Duration::ZERO).await;
+        }
+        bench.step().await;
+        tokio::time::advance(GRACE).await;
+        bench.step().await;
+        assert!(bench.knows("old").await, "the passages came in quick succession");
+        std::thread::sleep(hold);
+        bench.pass(Duration::ZERO).await;
+        bench.step().await;
+        bench.pass(Duration::ZERO).await;
+        for _ in 0..2 {
+            bench.step().await;
+            tokio::time::advance(GRACE).await;
+        }
+        assert!(!bench.knows("old").await);
+    }
+
     #[tokio::test(start_paused = true)]
     async fn what_passages_have_shown_before_the_start_does_not_count() {
         let mut bench = Bench::new(&["old"]).await;
@@ -357,8 +395,8 @@ mod tests {
     /// A copy that its producer or a crash left in a wait queue comes after its delay.
     #[test]
     fn what_ended_is_kept_for_as_long_as_the_longest_wait_takes() {
-        assert_eq!(Pace::of(HOUR, HOUR, 3 * HOUR).kept, 3 * HOUR);
-        assert_eq!(Pace::of(3 * HOUR, HOUR, HOUR).kept, 3 * HOUR);
+        assert_eq!(Pace::of(HOUR, HOUR, 3 * HOUR, HOUR).kept, 3 * HOUR);
+        assert_eq!(Pace::of(3 * HOUR, HOUR, HOUR, HOUR).kept, 3 * HOUR);
     }
 
     #[tokio::test(start_paused = true)]

@@ -162,7 +162,9 @@ impl Node {
             Kind::Geth => {
                 self.call("eth_accounts", json!([])).await.unwrap()[0].as_str().expect("an account").to_owned()
             }
-            _ => ACCOUNTS[9].0.to_owned(),
+            Kind::Hardhat | Kind::Ganache | Kind::AnvilShanghai | Kind::AnvilPrague | Kind::AnvilOsaka => {
+                ACCOUNTS[9].0.to_owned()
+            }
         }
     }
 
@@ -209,7 +211,9 @@ impl Node {
     pub async fn remember(&self) -> Value {
         match self.kind {
             Kind::Geth => json!(self.block_number().await.unwrap()),
-            _ => self.call("evm_snapshot", json!([])).await.unwrap(),
+            Kind::Hardhat | Kind::Ganache | Kind::AnvilShanghai | Kind::AnvilPrague | Kind::AnvilOsaka => {
+                self.call("evm_snapshot", json!([])).await.unwrap()
+            }
         }
     }
 

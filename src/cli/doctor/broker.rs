@@ -11,8 +11,6 @@ use crate::config::Settings;
 use crate::model::text::counted;
 
 const AREA: &str = "broker";
-/// RabbitMQ's own default.
-const DEFAULT_CONSUMER_TIMEOUT: Duration = Duration::from_secs(30 * 60);
 
 pub(super) async fn examine(settings: &Settings) -> Vec<Finding> {
     let inspection = match broker::inspect(&settings.broker).await {
@@ -21,7 +19,7 @@ pub(super) async fn examine(settings: &Settings) -> Vec<Finding> {
     };
     let mut findings = topology(&inspection, settings.broker.topology_mode);
     findings.push(rights(&inspection));
-    findings.push(consumer_timeout(settings.settle.max_hold));
+    findings.push(consumer_timeout(settings.settle.max_hold, settings.broker.consumer_timeout));
     findings.push(unseen_over_amqp(&inspection.vhost, settings.queue()));
     findings.extend(dead_letters(settings).await);
     findings
@@ -89,20 +87,23 @@ fn rights(inspection: &Inspection) -> Finding {
 }
 
 /// Reports the `consumer_timeout` that is needed: the broker takes back what is held for longer, and checks once a minute.
-fn consumer_timeout(max_hold: Duration) -> Finding {
+fn consumer_timeout(max_hold: Duration, configured: Duration) -> Finding {
     let least = max_hold.saturating_mul(2);
     let what = format!(
-        "broker.max_hold = {} needs a consumer_timeout of {} or more; AMQP does not show it, and {} is its default",
+        "broker.max_hold = {} needs a consumer_timeout of {} or more at the broker; broker.consumer_timeout says {}, and AMQP does not show it",
         spell(max_hold),
         spell(least),
-        spell(DEFAULT_CONSUMER_TIMEOUT)
+        spell(configured)
     );
     let look = "see it with `rabbitmqctl eval 'application:get_env(rabbit, consumer_timeout).'` (milliseconds)";
-    if least > DEFAULT_CONSUMER_TIMEOUT {
-        let set = format!("set consumer_timeout = {} in rabbitmq.conf, or lower broker.max_hold", least.as_millis());
+    if least > configured {
+        let set = format!(
+            "set consumer_timeout = {} in rabbitmq.conf and broker.consumer_timeout here, or lower broker.max_hold",
+            least.as_millis()
+        );
         return Finding::warn(AREA, what).remedy(format!("{look}; {set}"));
     }
-    Finding::notice(AREA, what).remedy(look)
+    Finding::notice(AREA, what).remedy(format!("{look}; broker.consumer_timeout must not be below it"))
 }
 
 fn unseen_over_amqp(vhost: &str, queue: &str) -> Finding {
@@ -159,9 +160,11 @@ mod tests {
     }
 
     #[test]
-    fn a_hold_beyond_half_of_the_usual_timeout_is_a_warning_with_the_sum() {
-        assert_eq!(consumer_timeout(Duration::from_secs(15 * 60)).level, Level::Note);
-        let long = consumer_timeout(Duration::from_secs(3600));
+    fn a_hold_beyond_half_of_the_timeout_is_a_warning_with_the_sum() {
+        let (hour, half) = (Duration::from_secs(3600), Duration::from_secs(1800));
+        assert_eq!(consumer_timeout(half / 2, half).level, Level::Note);
+        assert_eq!(consumer_timeout(hour, 2 * hour).level, Level::Note);
+        let long = consumer_timeout(hour, half);
         assert_eq!(long.level, Level::Warn);
         assert!(long.to_string().contains("consumer_timeout of 2h or more"), "{long}");
         assert!(long.to_string().contains("consumer_timeout = 7200000"), "{long}");

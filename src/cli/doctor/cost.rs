@@ -61,9 +61,9 @@ async fn samples(settings: &Settings, chain: &NodeClient, account: Address) -> V
         let what = format!("a message of {} at most", fixed.route);
         samples.push(Sample { what, gas: fixed.gas, calldata: fixed.least_calldata.len() });
     }
-    let record = settings.admission.routes.iter().find_map(|Route { name, to, calldata, .. }| match calldata {
-        Calldata::Record(kept) => Some((name, (*to)?, *kept)),
-        _ => None,
+    let record = settings.admission.routes.iter().find_map(|Route { name, to, calldata, .. }| {
+        let Calldata::Record(kept) = calldata else { return None };
+        Some((name, (*to)?, *kept))
     });
     if let Some((route, to, kept)) = record {
         // An id that no message has.

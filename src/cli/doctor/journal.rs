@@ -8,7 +8,7 @@ use crate::cli::{spell, text_of};
 use crate::config::Settings;
 use crate::journal::{Attendance, Hold, JournalAddress, JournalError, JournalOverview, OperatorsJournal, Proof};
 use crate::model::Timestamp;
-use crate::policy::passage::LATE;
+use crate::policy::passage::{LATE, longest_hold, taken_in_up_to};
 
 const AREA: &str = "journal";
 /// Below this its disk is nearly full: a day of writes may take as much.
@@ -34,7 +34,7 @@ impl JournalFindings {
         let overview = match address.open_existing().await {
             Ok(journal) => {
                 findings.push(Finding::ok(AREA, address.to_string()));
-                let looked = examine_open(journal.as_ref(), settings.journal.retention, &mut findings).await;
+                let looked = examine_open(journal.as_ref(), settings, &mut findings).await;
                 journal.close().await;
                 looked.map_err(|error| findings.push(failed(error))).ok()
             }
@@ -53,7 +53,7 @@ impl JournalFindings {
 
 async fn examine_open(
     journal: &dyn OperatorsJournal,
-    retention: Duration,
+    settings: &Settings,
     findings: &mut Vec<Finding>,
 ) -> Result<JournalOverview, JournalError> {
     let asked = Timestamp::now();
@@ -61,7 +61,8 @@ async fn examine_open(
     findings.extend(condition.concerns.into_iter().map(|concern| Finding::warn(AREA, concern)));
     findings.extend(condition.clock.map(|clock| skew(clock, asked, Timestamp::now())));
     findings.extend(instances(&journal.attendance().await?));
-    findings.extend(forgetting(&journal.proof().await?, retention, Timestamp::now()));
+    let hold = longest_hold(settings.broker.consumer_timeout);
+    findings.extend(forgetting(&journal.proof().await?, settings.journal.retention, hold, Timestamp::now()));
     let overview = journal.overview().await?;
     findings.extend(overview.holds.iter().map(held));
     Ok(overview)
@@ -140,11 +141,11 @@ fn skew(clock: Timestamp, before: Timestamp, after: Timestamp) -> Finding {
 }
 
 /// Reports that nothing is forgotten for long, and why as far as the journal shows it.
-fn forgetting(proof: &Proof, retention: Duration, now: Timestamp) -> Option<Finding> {
-    let Proof { newest, taken_in_up_to, made_at } = proof;
-    let up_to = taken_in_up_to.or(*made_at)?;
+fn forgetting(proof: &Proof, retention: Duration, hold: Duration, now: Timestamp) -> Option<Finding> {
+    let Proof { newest, passed, made_at } = proof;
+    let up_to = taken_in_up_to(passed, hold).or(*made_at)?;
     let since = Duration::from_millis(u64::try_from(now.0.saturating_sub(up_to.0)).unwrap_or(0));
-    if since <= retention.saturating_mul(LATE) {
+    if since <= retention.saturating_add(hold).saturating_mul(LATE) {
         return None;
     }
     let what = format!("nothing that ended since {} is forgotten", up_to.before(retention));
@@ -228,8 +229,12 @@ mod tests {
             let state = Newest { published_at: made.after(HOUR), is_confirmed, passed_at };
             Some(Passage { token: "t".to_owned(), state })
         };
-        let proof = |newest, taken_in_up_to| Proof { newest, taken_in_up_to, made_at: Some(made) };
-        let of = |proof: &Proof| forgetting(proof, HOUR, now).map(|finding| finding.to_string());
+        let passed = |at: Option<Timestamp>| {
+            let state = |at| Newest { published_at: at, is_confirmed: true, passed_at: Some(at) };
+            at.into_iter().flat_map(|at| [state(at), state(at.after(HOUR / 4))]).collect()
+        };
+        let proof = |newest, at| Proof { newest, passed: passed(at), made_at: Some(made) };
+        let of = |proof: &Proof| forgetting(proof, HOUR, HOUR / 4, now).map(|finding| finding.to_string());
         assert_eq!(of(&Proof::default()), None, "no worker has started with it");
         assert_eq!(of(&proof(newest(true, None), Some(made.after(HOUR)))), None);
         for (found, expected) in [

@@ -6,6 +6,7 @@ use std::time::Duration;
 use crate::journal::contract::{set, succeeded};
 use crate::journal::{Journal, NewStart, RecoveredAccount, Recovery};
 use crate::model::{Address, BlockNumber, JournalId, Nonce, Order, StartToken, Timestamp};
+use crate::policy::passage::Band;
 
 fn new_start(token: &str) -> NewStart {
     NewStart {
@@ -58,27 +59,30 @@ pub(crate) async fn passages_go_one_at_a_time_and_show_what_came_before_them(jou
     let begin = async |token: &str, at, after: Option<&str>| {
         journal.begin_passage(token.to_owned(), Timestamp(at), after.map(str::to_owned)).await.unwrap()
     };
-    let up_to = async || journal.proof().await.unwrap().taken_in_up_to;
+    let end = async |token: &str, band, at| journal.end_passage(token, band, Timestamp(at)).await.unwrap();
+    let newest = async || journal.proof().await.unwrap().newest.unwrap();
     assert_eq!(journal.proof().await.unwrap().newest, None);
     assert!(begin("a", 100, None).await);
     assert!(!begin("x", 101, None).await, "another instance was faster");
-    let newest = journal.proof().await.unwrap().newest.unwrap();
-    assert_eq!((newest.token.as_str(), newest.state.is_confirmed, newest.state.passed_at), ("a", false, None));
+    let first = newest().await;
+    assert_eq!((first.token.as_str(), first.state.is_confirmed, first.state.passed_at), ("a", false, None));
     journal.confirm_passage("a").await.unwrap();
-    assert!(journal.proof().await.unwrap().newest.unwrap().state.is_confirmed);
-    assert!(!journal.end_passage("x", Timestamp(150)).await.unwrap(), "a producer made it up");
-    assert!(journal.end_passage("a", Timestamp(150)).await.unwrap());
-    assert!(journal.end_passage("a", Timestamp(170)).await.unwrap(), "the broker delivered it twice");
-    assert_eq!(journal.proof().await.unwrap().newest.unwrap().state.passed_at, Some(Timestamp(150)));
-    assert_eq!(up_to().await, None, "a consumer may have held something");
+    assert!(newest().await.state.is_confirmed);
+    assert!(!end("x", Band::Low, 150).await, "a producer made it up");
+    assert!(end("a", Band::Low, 150).await);
+    assert!(end("a", Band::Low, 170).await, "the broker delivered it twice");
+    assert_eq!(newest().await.state.passed_at, None, "what has a high priority may wait still");
+    assert!(end("a", Band::High, 160).await);
+    assert!(end("a", Band::High, 180).await);
+    assert_eq!(newest().await.state.passed_at, Some(Timestamp(160)));
     assert!(begin("b", 200, Some("a")).await);
-    assert_eq!(up_to().await, None);
     assert!(begin("c", 300, Some("b")).await, "that one is lost");
-    assert!(journal.end_passage("c", Timestamp(350)).await.unwrap());
-    assert_eq!(up_to().await, Some(Timestamp(100)));
-    assert!(begin("d", 400, Some("c")).await);
-    assert!(journal.end_passage("d", Timestamp(450)).await.unwrap());
-    assert_eq!(up_to().await, Some(Timestamp(300)));
+    assert!(end("c", Band::High, 350).await);
+    assert!(end("c", Band::Low, 340).await);
+    assert!(newest().await.state.is_confirmed, "it came out, so the broker had it");
+    let passed = journal.proof().await.unwrap().passed;
+    let passed: Vec<_> = passed.iter().map(|one| (one.published_at.0, one.passed_at.unwrap().0)).collect();
+    assert_eq!(passed, [(100, 160), (300, 350)]);
 }
 
 /// A clock that is wrong by weeks while requests end.

@@ -116,6 +116,7 @@ async fn real() -> Real {
         topology_mode: TopologyMode::Declare,
         call_timeout: CALL_TIMEOUT,
         confirm_timeout: LONG,
+        consumer_timeout: Duration::from_secs(1800),
         publish_channels: 2,
         reconnect: (Duration::from_millis(50), Duration::from_millis(200)),
     };

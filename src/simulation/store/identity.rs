@@ -3,7 +3,7 @@
 use crate::journal::{NewStart, Passage, Proof};
 use crate::model::{JournalId, Start, StartToken, Timestamp};
 use crate::policy::marker::Standing;
-use crate::policy::passage::Newest;
+use crate::policy::passage::{Band, KEPT, Newest};
 use crate::simulation::store::Store;
 
 #[derive(Debug, Clone, Default)]
@@ -45,17 +45,16 @@ impl Store {
     }
 
     pub(crate) fn proof(&self) -> Proof {
-        let passed = self.passages.iter().rev().filter(|passage| passage.state.passed_at.is_some());
-        Proof {
-            newest: self.passages.last().cloned(),
-            taken_in_up_to: passed.skip(1).map(|passage| passage.state.published_at).next(),
-            made_at: self.identity.made_at,
-        }
+        let passed = self.passages.iter().map(|passage| passage.state).filter(|state| state.passed_at.is_some());
+        Proof { newest: self.passages.last().cloned(), passed: passed.collect(), made_at: self.identity.made_at }
     }
 
     pub(crate) fn begin_passage(&mut self, token: String, published_at: Timestamp, after: Option<&str>) -> bool {
         let is_next = self.passages.last().map(|passage| passage.token.as_str()) == after;
         if is_next {
+            let kept = usize::try_from(KEPT).unwrap_or(usize::MAX);
+            let surplus = (self.passages.len() + 1).saturating_sub(kept);
+            self.passages.drain(..surplus).for_each(|passage| _ = self.half_passed.remove(&passage.token));
             self.passages.push(Passage { token, state: Newest { published_at, is_confirmed: false, passed_at: None } });
         }
         is_next
@@ -67,10 +66,19 @@ impl Store {
         }
     }
 
-    pub(crate) fn end_passage(&mut self, token: &str, at: Timestamp) -> bool {
+    pub(crate) fn end_passage(&mut self, token: &str, band: Band, at: Timestamp) -> bool {
         let Some(passage) = self.passages.iter_mut().find(|passage| passage.token == token) else { return false };
-        passage.state.is_confirmed = true;
-        passage.state.passed_at.get_or_insert(at);
+        if passage.state.passed_at.is_some() {
+            return true;
+        }
+        match self.half_passed.get(token) {
+            Some((first, before)) if *first != band => {
+                passage.state.is_confirmed = true;
+                passage.state.passed_at = Some(at.max(*before));
+            }
+            Some(_) => {}
+            None => _ = self.half_passed.insert(token.to_owned(), (band, at)),
+        }
         true
     }
 

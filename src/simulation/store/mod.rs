@@ -16,6 +16,7 @@ use crate::model::{
     TransactionState, TxHash, Wei, Write,
 };
 use crate::policy::letters::replay::LastRecovery;
+use crate::policy::passage::Band;
 use crate::simulation::store::bumps::BumpRow;
 use crate::simulation::store::identity::Identity;
 
@@ -69,6 +70,8 @@ pub(crate) struct Store {
     /// Its database has a clock of its own.
     pub(crate) has_clock: bool,
     passages: Vec<Passage>,
+    /// Those that have come out in one band of priority alone.
+    half_passed: BTreeMap<String, (Band, Timestamp)>,
     record: Record,
 }
 

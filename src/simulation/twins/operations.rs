@@ -254,7 +254,7 @@ impl Pick {
         let named = id(usize::from(self.y) + index);
         let event = event(&named, self.y);
         let id = RequestId::new(&format!("refused-{}", crate::model::ids::unique())).unwrap();
-        let named = Some(named).filter(|_| self.x % 3 > 0);
+        let named = Some(named).filter(|_| !self.x.is_multiple_of(3));
         let (body_hash, generation) = (BodyHash::of(b"refused"), Generation::default());
         RefusedMessage {
             id,

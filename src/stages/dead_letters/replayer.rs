@@ -226,6 +226,7 @@ mod tests {
                 topology_mode: TopologyMode::Verify,
                 call_timeout: seconds(1),
                 confirm_timeout: seconds(1),
+                consumer_timeout: Duration::from_secs(1800),
                 publish_channels: 1,
                 reconnect: (seconds(1), seconds(1)),
             },
