@@ -15,4 +15,4 @@ export CHAINWRITER_NODES="${NODES:-}" CHAINWRITER_ONLY="${ONLY:-}" RUST_MIN_STAC
 if [ -n "${SECONDS_AT_MOST:-}" ]; then
     export CHAINWRITER_NODES_SECONDS="$SECONDS_AT_MOST"
 fi
-exec cargo test --all-features --locked --test nodes -- --ignored --nocapture each_node_has_each_property
+exec cargo test --workspace --all-features --locked --test nodes -- --ignored --nocapture each_node_has_each_property

@@ -71,10 +71,8 @@ async fn replay(
     mut pace: Option<Interval>,
 ) -> anyhow::Result<u8> {
     let ChangeOptions { dry_run, yes, json } = arguments.options;
-    let mut letters = session.select(&arguments.which, json).await?;
-    if arguments.trust_origin {
-        letters.iter_mut().for_each(Letter::trust_origin);
-    }
+    let letters = session.select(&arguments.which, json).await?;
+    let letters = letters.into_iter().map(|letter| arguments.trusted(letter)).collect();
     let plan = plan(session, letters).await?;
     show_plan(&plan, arguments);
     if dry_run {
@@ -110,6 +108,8 @@ async fn send_back(
     pace: &mut Option<Interval>,
     awaited: &mut Vec<Awaited>,
 ) -> anyhow::Result<Outcome> {
+    // It was read anew when it was taken.
+    let letter = &arguments.trusted(letter.clone());
     let (answer, next) = session.guard.assess(letter).await?;
     if !arguments.goes(&answer) {
         return Ok(Outcome::stays(answer.word(), answer.sentence()));
@@ -128,6 +128,14 @@ async fn send_back(
 }
 
 impl Arguments {
+    /// Returns the letter with its origin trusted, where the operator answers for that.
+    fn trusted(&self, mut letter: Letter) -> Letter {
+        if self.trust_origin {
+            letter.trust_origin();
+        }
+        letter
+    }
+
     fn goes(&self, answer: &Answer) -> bool {
         match answer.action() {
             Action::Replay | Action::Remove => true,

@@ -5,7 +5,7 @@ use lapin::types::FieldTable;
 use lapin::{BasicProperties, ExchangeKind};
 
 use crate::chain::records::with_contract;
-use crate::stage::{BINARY, DEAD, LONG, QUEUE, Stage, kinds_of};
+use crate::stage::{BINARY, DEAD, LONG, QUEUE, Stage, kinds_of, wait_log};
 use crate::support::{WorkerHome, headers, wait_until, with_id};
 
 /// Browses after which a letter has been published anew.
@@ -66,6 +66,7 @@ async fn assert_apart(scope: &str, [one, other]: [Producer; 2]) {
     }
 
     let mut worker = home.start(BINARY);
+    wait_log(&worker, "deliveries flow").await;
     one.publish(&stage, one.properties("a"), "one").await;
     other.publish(&stage, other.properties("a"), "two").await;
     other.publish(&stage, other.properties("late"), "another").await;

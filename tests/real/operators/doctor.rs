@@ -123,7 +123,11 @@ async fn objects_that_are_missing_or_of_another_make_are_named_with_the_way_to_m
     stage.amqp.declare(DEAD).await;
     let (code, text) = doctor(&home).await;
     assert_eq!(code, 69, "{text}");
-    assert_line(&text, "fail  broker: queue acme.writes.dead: PRECONDITION_FAILED", &["move its messages away"]);
+    assert_line(
+        &text,
+        "fail  broker: queue acme.writes.dead: PRECONDITION_FAILED",
+        &["another type of queue", "delete it"],
+    );
     assert_sound_but_for(&text, "broker: ");
 }
 
