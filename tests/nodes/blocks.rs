@@ -79,7 +79,8 @@ pub async fn finalized(kind: Kind) -> Outcome {
     Outcome::Pass
 }
 
-/// The payer fills blocks at a high tip, until the base fee has left behind what the worker offered.
+/// The payer fills blocks until the base fee has left behind what the worker offered. Its tip is above the market's before, and
+/// low enough that the worker's may follow it: among equal tips nodes take what came first.
 pub async fn replaced(kind: Kind) -> Outcome {
     if kind == Kind::Ganache {
         return RUNS_BOTH;
@@ -88,13 +89,13 @@ pub async fn replaced(kind: Kind) -> Outcome {
     /// Endless loops as contracts' first code: each uses up all its gas.
     const LOOP: &str = "0x5b600056";
     let case = Case::start(kind, Wanted { gas_limit: LIMIT, ..Wanted::each(1) }).await;
-    let config = case.config().with("fees", "max_tip = \"0.1 gwei\"").with("chain", "replace_after = \"2s\"");
+    let config = case.config().with("fees", "max_tip = \"20 gwei\"").with("chain", "replace_after = \"2s\"");
     let (home, worker) = case.worker(&config);
     wait_until("the lane works", LONG, async || worker.log().contains("the lane works")).await;
     let price = hex(400_000_000_000_u64);
     let fill = json!({ "data": LOOP, "gas": hex(LIMIT - 5_000), "maxFeePerGas": price,
-        "maxPriorityFeePerGas": hex(100_000_000_000_u64) });
-    case.node.pay_often(fill, 14).await;
+        "maxPriorityFeePerGas": hex(3_000_000_000_u64) });
+    case.node.pay_often(fill, 24).await;
     case.stage.amqp.publish(QUEUE, with_id("m-0"), b"body 0").await;
     let signed = async || case.status(&home, "m-0").await["transactions"][0]["attempts"].as_array().map_or(0, Vec::len);
     wait_until("it is signed again", PATIENCE, async || signed().await >= 2).await;
