@@ -93,11 +93,6 @@ impl Term<'_> {
 
     /// Sends the first one that pools seem to lack. If it is new to them, so are those behind it.
     async fn restore(&mut self, nonce: Nonce, head: BlockNumber) {
-        // Ganache's count of pending transactions leaves out those in its pool. Given one again while it makes a block, it runs it twice.
-        if self.pools.trusts_counts(Instant::now()) && self.is_known(nonce).await {
-            self.pools.distrust("a pool has what it does not count");
-            return;
-        }
         let kept = self.flight.not_included().take_while(|own| own.nonce < nonce).count();
         let is_gap = self.has_tail(nonce).await;
         let Some(result) = self.send_alone(nonce, kept == 0).await else { return };
@@ -125,12 +120,6 @@ impl Term<'_> {
         }
         self.flight.record_missing_from(count);
         self.send_due();
-    }
-
-    /// Returns whether a node shows what was signed last for this nonce.
-    async fn is_known(&self, nonce: Nonce) -> bool {
-        let Some(hash) = self.flight.get(nonce).map(|own| own.newest().raw.hash) else { return false };
-        matches!(self.context.hear(self.context.chain.has_transaction(hash)).await, Ok(true))
     }
 
     /// Returns whether a pool has the highest one that nodes have taken, though it lacks this one: it has no room for the last
