@@ -85,10 +85,17 @@ fn imports_go_one_way() {
     assert!(faults.is_empty(), "\n{}", faults.join("\n"));
 }
 
+/// Folders that have a circle still, one each. A folder leaves this list with its circle, and none may join it.
+const OPEN: [&str; 6] =
+    ["src/chain/", "src/cli/", "src/config/", "src/journal/sqlite/", "src/stages/lane/", "src/stages/settle/"];
+
 #[test]
 fn no_two_files_need_each_other() {
     let circles = circles(&sources());
-    assert!(circles.is_empty(), "\n{}", circles.join("\n"));
+    let is_open = |circle: &str| OPEN.iter().any(|folder| circle.split(", ").all(|file| file.starts_with(folder)));
+    let new: Vec<_> = circles.iter().filter(|circle| !is_open(circle)).cloned().collect();
+    assert!(new.is_empty(), "\n{}", new.join("\n"));
+    assert_eq!(circles.len(), OPEN.len(), "a circle is broken: take its folder out of OPEN\n{}", circles.join("\n"));
 }
 
 #[test]
@@ -137,6 +144,33 @@ fn circles_are_found_also_inside_a_folder() {
     let [root, session, _] = one_way;
     let back = file("src/broker/topology.rs", "    crate::broker::session::check();");
     assert_eq!(circles(&[root, session, back]), ["src/broker/session.rs, src/broker/topology.rs"]);
+}
+
+#[test]
+fn circles_are_found_in_every_kind_of_path() {
+    let circle = ["src/a/b.rs, src/a/c.rs"];
+    let with_root = ["src/a/b.rs, src/a/mod.rs"];
+    let cases: &[(&str, &str, &str, &[&str])] = &[
+        ("a name that the root passes on", "pub use c::Name;", "use crate::a::Name;", &circle),
+        ("by its new name", "pub(crate) use self::c::Old as Name;", "fn f(_: super::Name) {}", &circle),
+        ("in a tree over lines", "pub use c::{\n    Other,\n    Name,\n};", "use super::Name;", &circle),
+        ("from above", "", "use super::c::Name;", &circle),
+        ("from above, out of a module of the file", "", "mod inner {\n    use super::super::c::Name;\n}", &circle),
+        ("the file itself, out of a module of it", "", "mod inner {\n    use super::Name;\n}", &[]),
+        ("a root that only passes on", "pub use b::Name;", "use super::Root;", &[]),
+        ("a root that uses what it passes on", "pub use b::Name;\nstruct Root(Name);", "use super::Root;", &with_root),
+        ("a root that calls its child", "fn run() {\n    b::run();\n}", "use super::Root;", &with_root),
+        ("a root that imports from its child", "use b::Name;", "fn f(_: super::Root) {}", &with_root),
+    ];
+    for (what, root, b, found) in cases {
+        let file = |path: &str, text: &str| (path.to_owned(), text.to_owned());
+        let sources = [
+            file("src/a/mod.rs", &format!("mod b;\nmod c;\n{root}")),
+            file("src/a/b.rs", b),
+            file("src/a/c.rs", "use crate::a::b::Other;"),
+        ];
+        assert_eq!(circles(&sources), *found, "{what}");
+    }
 }
 
 #[test]
@@ -244,7 +278,7 @@ fn wrong_imports(path: &str, text: &str) -> Vec<String> {
 
 /// The groups of files of which each needs, directly or not, all others of its group.
 fn circles(sources: &[(String, String)]) -> Vec<String> {
-    let modules: BTreeMap<String, &str> = sources.iter().map(|(path, _)| (module_path(path), path.as_str())).collect();
+    let modules = Modules::new(sources);
     let needs: BTreeMap<&str, BTreeSet<&str>> = sources
         .iter()
         .filter(|(path, _)| !matches!(top_module(path), "simulation" | "lib" | "main"))
@@ -273,33 +307,190 @@ fn reachable<'a>(from: &str, needs: &BTreeMap<&'a str, BTreeSet<&'a str>>) -> BT
     reached
 }
 
-/// The files that a file names in paths from the root of the crate.
-fn needed_files<'a>(path: &str, text: &str, modules: &BTreeMap<String, &'a str>) -> BTreeSet<&'a str> {
-    let code: String = code(text).into_iter().map(|(_, line)| format!("{line}\n")).collect();
-    let mut needed = BTreeSet::new();
-    for (at, _) in code.match_indices("crate::") {
-        for named in expand("", &code[at + "crate::".len()..]) {
-            let mut segments: Vec<_> = named.split("::").collect();
-            while !segments.is_empty() {
-                if let Some(file) = modules.get(&segments.join("::")) {
-                    needed.insert(*file);
-                    break;
+/// The modules of the program, and the names that each passes on from another.
+struct Modules<'a> {
+    files: BTreeMap<String, &'a str>,
+    /// By module and name: the path that `pub use` takes the name from.
+    passed_on: BTreeMap<String, BTreeMap<String, String>>,
+}
+
+impl<'a> Modules<'a> {
+    fn new(sources: &'a [(String, String)]) -> Self {
+        let files = sources.iter().map(|(path, _)| (module_path(path), path.as_str())).collect();
+        let mut modules = Self { files, passed_on: BTreeMap::new() };
+        for (path, text) in sources {
+            let own = module_path(path);
+            let names = imports(&plain(text)).into_iter().filter(|import| import.is_public);
+            let names =
+                names.flat_map(|import| import.names.into_iter().map(move |(name, of)| (name, of, import.inside)));
+            let names = names.map(|(name, of, inside)| (name, modules.absolute(&own, inside, &of)));
+            let names = names.filter_map(|(name, of)| Some((name, of?))).collect();
+            modules.passed_on.insert(own, names);
+        }
+        modules
+    }
+
+    /// Returns a path from the root of the crate for one that stands in `own`, `inside` so many modules of that file.
+    fn absolute(&self, own: &str, inside: usize, path: &str) -> Option<String> {
+        let mut base: Vec<_> = own.split("::").filter(|segment| !segment.is_empty()).collect();
+        let mut segments: Vec<_> = path.split("::").collect();
+        let mut above = inside;
+        match segments.first().copied()? {
+            "crate" => base.clear(),
+            "self" => {}
+            "super" => {
+                segments.insert(0, "self");
+                while segments.get(1) == Some(&"super") {
+                    segments.remove(1);
+                    match above.checked_sub(1) {
+                        Some(less) => above = less,
+                        None => drop(base.pop()),
+                    }
                 }
-                segments.pop();
+            }
+            child => {
+                base.push(child);
+                if inside > 0 || !self.files.contains_key(&base.join("::")) {
+                    return None;
+                }
             }
         }
+        base.extend(&segments[1..]);
+        Some(base.join("::"))
     }
-    needed.remove(path);
-    needed
+
+    /// Returns the file that has what the path names, however many modules pass the name on.
+    fn file_of(&self, path: &str) -> Option<&'a str> {
+        let mut path = path.to_owned();
+        // A name that is passed on more often goes in a circle, which the compiler refuses.
+        for _ in 0..8 {
+            let segments: Vec<_> = path.split("::").collect();
+            let known = (1..=segments.len()).rev().find(|end| self.files.contains_key(&segments[..*end].join("::")))?;
+            let module = segments[..known].join("::");
+            let next = segments.get(known).and_then(|name| self.passed_on.get(&module)?.get(*name));
+            match next {
+                Some(next) => path = [&[next.as_str()], &segments[known + 1..]].concat().join("::"),
+                None => return self.files.get(&module).copied(),
+            }
+        }
+        None
+    }
+}
+
+/// The files that a file names, in any kind of path. A name that it only passes on is no need of its own, but one of those
+/// who name it there.
+fn needed_files<'a>(path: &str, text: &str, modules: &Modules<'a>) -> BTreeSet<&'a str> {
+    let (own, code) = (module_path(path), plain(text));
+    let imports = imports(&code);
+    let mut rest = code.clone();
+    for import in imports.iter().rev() {
+        rest.replace_range(import.at.clone(), &" ".repeat(import.at.len()));
+    }
+    let mut named: Vec<(usize, String)> = Vec::new();
+    for import in &imports {
+        let needed = import.names.iter().filter(|(name, _)| !import.is_public || has_word(&rest, name));
+        named.extend(needed.map(|(_, of)| (import.inside, of.clone())));
+    }
+    named.extend(paths(&rest));
+    let files = named.iter().filter_map(|(inside, of)| modules.file_of(&modules.absolute(&own, *inside, of)?));
+    files.filter(|file| *file != path).collect()
+}
+
+/// A file's code as one text.
+fn plain(text: &str) -> String {
+    code(text).into_iter().map(|(_, line)| format!("{line}\n")).collect()
+}
+
+/// One `use`.
+struct Import {
+    at: std::ops::Range<usize>,
+    is_public: bool,
+    /// How many modules within the file are around it.
+    inside: usize,
+    /// The names that it brings, with the path of each.
+    names: Vec<(String, String)>,
+}
+
+fn imports(code: &str) -> Vec<Import> {
+    let (mut imports, depths) = (Vec::new(), depths(code));
+    for (at, _) in code.match_indices("use ") {
+        let line = code[..at].rfind('\n').map_or(0, |end| end + 1);
+        let before = code[line..at].trim();
+        let Some(length) = code[at..].find(';') else { continue };
+        if !before.is_empty() && !before.starts_with("pub") {
+            continue;
+        }
+        let tree: String = code[at + "use ".len()..at + length].split_whitespace().collect::<Vec<_>>().join(" ");
+        let names = expand("", &tree).into_iter().map(|path| {
+            let (path, alias) =
+                path.split_once(" as ").map_or((path.as_str(), None), |(path, name)| (path, Some(name)));
+            let path = path.trim_end_matches("::self");
+            let name = alias.unwrap_or(path.rsplit("::").next().unwrap_or(path));
+            (name.to_owned(), path.to_owned())
+        });
+        let (names, inside) = (names.collect(), depth_at(&depths, at));
+        imports.push(Import { at: line..at + length, is_public: before.starts_with("pub"), inside, names });
+    }
+    imports
+}
+
+/// Returns for each line of the code where it begins, and how many modules of the file are open there. Only `mod name {`
+/// opens one.
+fn depths(code: &str) -> Vec<(usize, usize)> {
+    let (mut start, mut open, mut depths) = (0, Vec::new(), Vec::new());
+    for line in code.split_inclusive('\n') {
+        depths.push((start, open.len()));
+        let indent = line.len() - line.trim_start().len();
+        let item = line.trim().trim_start_matches("pub").trim_start_matches("(crate)").trim_start_matches("(super)");
+        if item.trim_start().starts_with("mod ") && item.ends_with('{') {
+            open.push(indent);
+        } else if line.trim() == "}" && open.last() == Some(&indent) {
+            open.pop();
+        }
+        start += line.len();
+    }
+    depths
+}
+
+/// Returns how many modules of the file are open at this place.
+fn depth_at(depths: &[(usize, usize)], at: usize) -> usize {
+    let line = depths.partition_point(|(start, _)| *start <= at);
+    line.checked_sub(1).map_or(0, |line| depths[line].1)
+}
+
+fn has_word(code: &str, word: &str) -> bool {
+    let is_word = |c: char| c.is_alphanumeric() || c == '_';
+    code.match_indices(word)
+        .any(|(at, _)| !code[..at].ends_with(is_word) && !code[at + word.len()..].starts_with(is_word))
+}
+
+/// Returns the paths of at least two segments outside of `use`, each with the number of modules around it.
+fn paths(code: &str) -> Vec<(usize, String)> {
+    let is_word = |c: char| c.is_alphanumeric() || c == '_';
+    let (mut paths, depths) = (Vec::new(), depths(code));
+    let mut end = 0;
+    for (at, _) in code.match_indices("::") {
+        if at < end {
+            continue;
+        }
+        let start = code[..at].rfind(|c: char| !is_word(c)).map_or(0, |before| before + 1);
+        let length = code[start..].find(|c: char| !is_word(c) && c != ':').unwrap_or(code.len() - start);
+        end = start + length;
+        let is_method = code[..start].ends_with('.') || code[..start].ends_with("::");
+        if start < at && !is_method {
+            paths.push((depth_at(&depths, start), code[start..end].trim_end_matches(':').to_owned()));
+        }
+    }
+    paths
 }
 
 /// The paths that a `use` tree names: `a::{b, c::d}` is `a::b` and `a::c::d`.
 fn expand(prefix: &str, tree: &str) -> Vec<String> {
-    let is_path = |c: char| c.is_alphanumeric() || c == '_' || c == ':';
+    let is_path = |c: char| c.is_alphanumeric() || matches!(c, '_' | ':' | ' ');
     let head: String = tree.chars().take_while(|c| is_path(*c)).collect();
     let path = format!("{prefix}{head}");
     let Some(inside) = tree[head.len()..].strip_prefix('{').filter(|_| head.is_empty() || head.ends_with("::")) else {
-        return vec![path.trim_end_matches(':').to_owned()];
+        return vec![path.trim().trim_end_matches(':').to_owned()];
     };
     let mut paths = vec![path.trim_end_matches(':').to_owned()];
     let (mut depth, mut start) = (0, 0);
@@ -370,6 +561,10 @@ fn sources() -> Vec<(String, String)> {
     }
     assert!(files.len() > 20, "the sources are there");
     let tests: Vec<_> = files.iter().flat_map(|(path, text)| test_files(path, text)).collect();
-    files.retain(|(path, _)| !tests.contains(path));
+    let is_test = |path: &str| {
+        // What a module of tests holds below its folder is tests too.
+        tests.iter().any(|test| path == test || path.starts_with(&format!("{}/", test.trim_end_matches(".rs"))))
+    };
+    files.retain(|(path, _)| !is_test(path));
     files
 }
