@@ -330,7 +330,7 @@ impl<'a> Modules<'a> {
         modules
     }
 
-    /// Returns a path from the root of the crate for one that stands in `own`, `inside` so many modules of that file.
+    /// Returns a path from the root of the crate for one that stands in `own`, `inside` this number of modules of that file.
     fn absolute(&self, own: &str, inside: usize, path: &str) -> Option<String> {
         let mut base: Vec<_> = own.split("::").filter(|segment| !segment.is_empty()).collect();
         let mut segments: Vec<_> = path.split("::").collect();
@@ -405,7 +405,7 @@ fn plain(text: &str) -> String {
 struct Import {
     at: std::ops::Range<usize>,
     is_public: bool,
-    /// How many modules within the file are around it.
+    /// The number of modules within the file that are around it.
     inside: usize,
     /// The names that it brings, with the path of each.
     names: Vec<(String, String)>,
@@ -562,7 +562,7 @@ fn sources() -> Vec<(String, String)> {
     assert!(files.len() > 20, "the sources are there");
     let tests: Vec<_> = files.iter().flat_map(|(path, text)| test_files(path, text)).collect();
     let is_test = |path: &str| {
-        // What a module of tests holds below its folder is tests too.
+        // Files below the folder of a module of tests are tests too.
         tests.iter().any(|test| path == test || path.starts_with(&format!("{}/", test.trim_end_matches(".rs"))))
     };
     files.retain(|(path, _)| !is_test(path));

@@ -36,7 +36,7 @@ pub(super) struct Consumers<'s> {
     queue: &'s str,
     /// What all may hold together.
     prefetch: u16,
-    /// What all of them may have together.
+    /// Bytes that all of them may have together.
     bytes: u64,
     /// Set while the bytes that are held leave no room.
     is_full: bool,

@@ -88,7 +88,7 @@ impl RawLetter {
     }
 
     /// Gives a letter that a command has put into the queue back its routing key, and the user that the broker had vouched for.
-    /// What the broker puts here itself comes by the exchange, and its headers may be a producer's.
+    /// A letter that the broker put here itself comes by the exchange, and its headers may be a producer's.
     fn restored(mut self) -> Self {
         let text = |name| match self.headers().and_then(|headers| headers.inner().get(name)) {
             Some(AMQPValue::LongString(text)) if self.exchange.is_empty() => Some(text.to_string()),

@@ -234,7 +234,7 @@ mod tests {
                     prop_assert!(!dropped(&fits).is_empty());
                 }
             }
-            // What a copy leaves out is named, as far as there is room for names.
+            // A copy names the headers that it leaves out, as far as there is room for names.
             let copy = message.copied(&read);
             let said = dropped(&properties_of(&copy));
             for name in message.headers.keys().filter(|name| !copy.headers.contains_key(*name)) {

@@ -16,7 +16,7 @@ pub(super) const MINUTE: Duration = Duration::from_secs(60);
 pub(super) const HOUR: Duration = Duration::from_secs(3600);
 pub(super) const DAY: Duration = Duration::from_secs(86_400);
 
-/// What was found while reading: faults, and which keys there are.
+/// Collects faults, and the shapes of the keys that were read.
 #[derive(Debug, Default)]
 pub(super) struct Findings {
     faults: Vec<String>,

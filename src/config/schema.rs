@@ -4,7 +4,7 @@
 use std::collections::BTreeMap;
 use std::path::Path;
 
-use config::{Environment, FileFormat};
+use config::Environment;
 use serde_json::{Map, Value, json};
 
 use crate::config::DEFAULTS;
@@ -13,7 +13,7 @@ use crate::config::secrets::Places;
 use crate::config::sections::{Bases, read_all};
 use crate::config::shape::Shapes;
 
-/// What makes the readers of keys run that are read in some configurations alone. Faults do not matter here.
+/// Configurations in which every key is read: some are read beside certain others alone. Faults do not matter here.
 const VARIANTS: [&str; 7] = [
     "[write]\nmode = \"data\"\n[[bind]]\n[[policy.allow]]\n[[dead.replay]]\n[[chain.endpoint]]\nurl = \"http://a\"",
     "[broker]\nauth = \"oauth2\"\ntoken_url = \"https://a\"\n[write]\nmode = \"call\"\nabi = \"/\"\nfunction = \"f()\"\n[[signer]]\nkeystore = \"a\"",
@@ -46,13 +46,10 @@ pub fn schema() -> Value {
     let mut shapes = Shapes::default();
     let places = Places::default();
     for variant in VARIANTS {
-        let file = Some((Path::new("variant"), variant));
-        let no_environment = Environment::with_prefix("CHAINWRITER_SCHEMA_READS_NONE");
-        let Ok(layers) = Layers::of(file, no_environment, std::iter::empty()) else { continue };
-        let (_, findings) = read_all(&layers.merged, &Bases { folder: Path::new(""), places: &places });
+        let (_, findings) = read_all(&values_of(variant), &Bases { folder: Path::new(""), places: &places });
         shapes.join(findings.into_shapes());
     }
-    let comments = comments();
+    let (comments, defaults) = (comments(), values_of(""));
     let mut root = Table::default();
     for (section, keys) in shapes.sections() {
         let table = root.section(section, &comments);
@@ -60,7 +57,7 @@ pub fn schema() -> Value {
             let mut members = shape.members();
             let described = [section, "write"].iter().find_map(|section| comments.get(&path(section, key)));
             members.extend(described.map(|comment| ("description".to_owned(), json!(comment))));
-            members.extend(default_of(section, key).map(|default| ("default".to_owned(), default)));
+            members.extend(default_in(&defaults, section, key).map(|default| ("default".to_owned(), default)));
             table.keys.insert((*key).to_owned(), Value::Object(members));
         }
     }
@@ -147,16 +144,23 @@ fn is_name(text: &str) -> bool {
     text.chars().all(|character| character.is_ascii_lowercase() || matches!(character, '_' | '.'))
 }
 
-fn default_of(section: &str, key: &str) -> Option<Value> {
-    let text = config::File::from_str(DEFAULTS, FileFormat::Toml);
-    let defaults: Value = config::Config::builder().add_source(text).build().ok()?.try_deserialize().ok()?;
-    let found = section.split('.').try_fold(&defaults, |at, name| at.get(name))?.get(key)?;
+/// Returns the values of a file with this text, on top of the defaults and without the environment.
+fn values_of(text: &str) -> Value {
+    let no_environment = Environment::with_prefix("CHAINWRITER_SCHEMA_READS_NONE");
+    let layers = Layers::of(Some((Path::new("variant"), text)), no_environment, std::iter::empty());
+    layers.expect("the variants are TOML, which a test reads").merged
+}
+
+fn default_in(defaults: &Value, section: &str, key: &str) -> Option<Value> {
+    let found = section.split('.').try_fold(defaults, |at, name| at.get(name))?.get(key)?;
     (!found.is_object()).then(|| found.clone())
 }
 
 #[cfg(test)]
 mod tests {
     use std::collections::BTreeSet;
+
+    use config::FileFormat;
 
     use super::*;
     use crate::support::documents::compare;

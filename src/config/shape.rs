@@ -1,4 +1,4 @@
-//! What each key takes, as the reader of the key notes it: of this the schema is made.
+//! The shape of each key's value, as the reader of the key notes it. The schema is made of these.
 
 use std::collections::BTreeMap;
 use std::fmt::Display;
@@ -6,7 +6,7 @@ use std::ops::RangeInclusive;
 
 use serde_json::{Map, Value, json};
 
-/// What one key takes.
+/// The values that one key takes.
 #[derive(Debug, Clone, PartialEq)]
 pub(super) enum Shape {
     /// Something of its own.

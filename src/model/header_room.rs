@@ -1,8 +1,8 @@
 //! Which headers a copy has room for. A header frame is never split, and one that is too large ends the whole connection: a copy
 //! that does not fit would end it again at each try.
 //!
-//! What a copy may take at most, with the properties beside its headers (3 KiB) and what the broker adds on its way (`x-death`
-//! and others, 4 KiB), is less than the 128 KiB that RabbitMQ and its clients agree on. Where they agree on less, `broker/fit.rs`
+//! The most that a copy may take, with the properties beside its headers (3 KiB) and the headers that the broker adds on its way
+//! (`x-death` and others, 4 KiB), is less than the 128 KiB that RabbitMQ and its clients agree on. Where they agree on less, `broker/fit.rs`
 //! leaves out more.
 
 use std::collections::BTreeSet;

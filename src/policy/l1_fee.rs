@@ -82,7 +82,7 @@ impl Oracle {
     }
 }
 
-/// What the operator of a chain takes, by a transaction's gas.
+/// The fee of a chain's operator, by a transaction's gas.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct OperatorFees {
     least: Wei,

@@ -66,7 +66,7 @@ pub struct Newest {
     /// Read before it was published for the first time.
     pub published_at: Timestamp,
     pub is_confirmed: bool,
-    /// When it had come out in both bands.
+    /// The time at which it had come out in both bands.
     pub passed_at: Option<Timestamp>,
 }
 

@@ -27,7 +27,7 @@ const OF_POOLS: [&str; 4] = ["nonce too", "known", "txpool is full", "too distan
 const DROPS: u32 = 3;
 /// Answers that are kept of one transaction.
 const SAID: usize = 16;
-/// A host may be frozen, and its journal or signer slow, between its look at the clock and its commit.
+/// A host may be frozen, and its journal or signer slow, between its read of the clock and its commit.
 const SIGNED_LATE_MS: u64 = 30_000;
 /// Signed transactions of one nonce at most, writes and cancellations each.
 const SIGNED_PER_NONCE: usize = 33;

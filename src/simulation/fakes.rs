@@ -276,7 +276,7 @@ pub(crate) struct FakeChainState {
     pub(crate) rules: NodeRules,
     /// The price of a byte for L1, by the oracle of a rollup.
     pub(crate) l1_fee_per_byte: Option<u128>,
-    /// What the operator of a rollup takes beside that.
+    /// Wei that the operator of a rollup takes for a unit of gas, beside that.
     pub(crate) operator_fee_per_gas: Option<u128>,
     /// How long each broadcast takes.
     pub(crate) latency: Duration,

@@ -436,7 +436,7 @@ pub(super) fn replayed(dead: &Queued, body: Option<String>) -> Message {
     generation.write_to(&mut message.headers);
     if let Some(body) = body {
         message.body = body.into_bytes().into();
-        // Who edits it wants it.
+        // An operator edits a letter because they want it written.
         message.headers.remove(header::NOT_AFTER);
     }
     message

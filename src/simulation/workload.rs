@@ -40,7 +40,7 @@ pub(super) enum Behaviour {
     Dropped,
     /// It is written, but not before so many milliseconds after the begin.
     Later(u64),
-    /// Nothing is signed for it from so many milliseconds after the begin on.
+    /// Nothing is signed for it from this time on, in milliseconds after the begin.
     Until(u64),
     /// It costs more than the account has.
     Costly,

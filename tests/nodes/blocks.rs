@@ -1,4 +1,4 @@
-//! What happens to blocks and pools beneath a worker.
+//! Properties of blocks and pools that change beneath a worker.
 
 use std::time::Duration;
 
@@ -26,7 +26,7 @@ pub async fn on_demand(kind: Kind) -> Outcome {
     Outcome::Pass
 }
 
-/// What is in the pool goes with it, and is given to the node again.
+/// The pool is lost, and the worker sends its transactions again.
 pub async fn lost_pool(kind: Kind) -> Outcome {
     const MESSAGES: usize = 10;
     let mut case = Case::start(kind, Wanted::each(8)).await;

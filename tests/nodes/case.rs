@@ -1,4 +1,4 @@
-//! What each property stands on: a queue of its own, a node of its own, a worker's configuration for both.
+//! The base of each property: a queue and a node of its own, and a worker's configuration for both.
 
 use std::time::Duration;
 
@@ -75,7 +75,7 @@ impl Case {
         assert_eq!(self.stage.depth(DEAD).await, (0, 0), "dead letters");
     }
 
-    /// Waits until so many transactions of the account are in the chain.
+    /// Waits until this number of the account's transactions is in the chain.
     pub async fn wait_nonce(&self, nonce: u64) {
         let what = format!("{nonce} transactions of the account are in the chain");
         wait_until(&what, PATIENCE, async || {

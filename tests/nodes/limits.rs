@@ -1,6 +1,5 @@
-//! What a node's own options, or a provider in front of it, allow.
+//! Limits of a node's own options, and of a provider in front of it.
 
-use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use serde_json::json;
@@ -11,7 +10,7 @@ use crate::properties::Outcome;
 use crate::records::{recording, verify};
 use crate::stage::{DEAD, LONG, QUEUE};
 use crate::support::rpc::hex;
-use crate::support::{Reply, ScriptedNode, WorkerConfig, wait_until, with_id};
+use crate::support::{ScriptedNode, WorkerConfig, wait_until, with_id};
 
 const NO_OPTION: Outcome = Outcome::NotApplicable("it has no option for that");
 
@@ -20,27 +19,7 @@ pub async fn rate(kind: Kind) -> Outcome {
     const PER_SECOND: f64 = 20.0;
     const MESSAGES: usize = 40;
     let case = Case::start(kind, Wanted::each(1)).await;
-    let bucket = Arc::new(Mutex::new((PER_SECOND, Instant::now(), 0)));
-    let front = ScriptedNode::start(Some(case.node.address()), move |request| {
-        let mut bucket = bucket.lock().unwrap();
-        let (tokens, at, paid) = *bucket;
-        let tokens = (tokens + at.elapsed().as_secs_f64() * PER_SECOND).min(PER_SECOND);
-        let calls = request.as_array().map_or(1, Vec::len);
-        // The calls of a batch that passes are put to the script one by one.
-        let (is_taken, left, paid) = match request.is_array() {
-            true if tokens >= calls as f64 => (true, tokens - calls as f64, paid + calls),
-            false if paid > 0 => (true, tokens, paid - 1),
-            false if tokens >= 1.0 => (true, tokens - 1.0, paid),
-            _ => (false, tokens, paid),
-        };
-        *bucket = (left, Instant::now(), paid);
-        match (is_taken, request.is_array()) {
-            (true, _) => Reply::Pass,
-            (false, true) => Reply::Http(429, String::new(), "Too Many Requests".to_owned()),
-            (false, false) => Reply::error(429, "Too Many Requests"),
-        }
-    })
-    .await;
+    let front = ScriptedNode::limited(case.node.address(), PER_SECOND).await;
     case.publish(0..MESSAGES).await;
     let began = Instant::now();
     let (_home, worker) = case.worker(&WorkerConfig { endpoint: front.url(), ..case.config() });
@@ -52,7 +31,7 @@ pub async fn rate(kind: Kind) -> Outcome {
     Outcome::Pass
 }
 
-/// What has no room goes again with the next block, at the same price.
+/// Transactions without room go again with the next block, at the same price.
 pub async fn small_pool(kind: Kind) -> Outcome {
     const MESSAGES: usize = 60;
     if kind != Kind::Geth {

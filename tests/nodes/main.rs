@@ -1,6 +1,6 @@
 //! The conformance of real nodes: each property of a write on each node program that is here, on private nodes.
 //!
-//! It takes many minutes and node programs that take minutes to build, so it runs when asked for: `make test-nodes`.
+//! A run takes many minutes, and the node programs take minutes to build: `make test-nodes`.
 #![allow(unreachable_pub, missing_docs, dead_code, reason = "a test binary has no users")]
 #![allow(
     clippy::unwrap_used,
@@ -34,10 +34,10 @@ use node::Kind;
 use properties::{Outcome, PROPERTIES, Property};
 use table::{Cell, Table};
 
-/// What one property may take on one node.
+/// Time for one property on one node.
 const LONGEST: Duration = Duration::from_secs(300);
 
-/// What is asked for in the environment, each by names with spaces between: `CHAINWRITER_NODES`, `CHAINWRITER_ONLY`.
+/// Returns those that the environment names, with spaces between: `CHAINWRITER_NODES`, `CHAINWRITER_ONLY`.
 fn chosen<T: Copy>(variable: &str, all: &[T], name: impl Fn(&T) -> &'static str) -> Vec<T> {
     let asked = std::env::var(variable).unwrap_or_default();
     let names: Vec<_> = asked.split_whitespace().collect();
@@ -52,7 +52,7 @@ fn number(variable: &str) -> Option<u64> {
     std::env::var(variable).ok().and_then(|text| text.parse().ok())
 }
 
-/// Runs one property on one node, and tells how it went.
+/// Runs one property on one node, and prints the result.
 async fn run(kind: Kind, property: Property) -> (Kind, Property, Cell) {
     let began = Instant::now();
     let ran = AssertUnwindSafe(tokio::time::timeout(LONGEST, (property.run)(kind))).catch_unwind().await;

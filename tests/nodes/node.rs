@@ -21,7 +21,7 @@ pub enum Kind {
     AnvilOsaka,
 }
 
-/// When a node makes blocks, and what it is told beside that.
+/// The pace of a node's blocks, and its options.
 #[derive(Clone, Debug)]
 pub struct Wanted {
     /// Whole seconds between blocks; zero: a block for each transaction, at once.
@@ -31,7 +31,7 @@ pub struct Wanted {
 }
 
 impl Wanted {
-    /// A block after each of so many seconds.
+    /// A block each time after this number of seconds.
     pub fn each(period: u64) -> Self {
         Self { period, gas_limit: 60_000_000, options: Vec::new() }
     }
@@ -93,7 +93,7 @@ impl Kind {
         if *self == Self::Geth { geth::CHAIN_ID } else { npm_nodes::CHAIN_ID }
     }
 
-    /// What the program calls itself, up to its version.
+    /// Returns the program's name for itself, up to its version.
     pub async fn program(&self) -> String {
         let node = Node::start(*self, Wanted::on_demand()).await;
         let version = node.call("web3_clientVersion", json!([])).await.unwrap();
@@ -175,7 +175,7 @@ impl Node {
         hash.as_str().expect("a hash").to_owned()
     }
 
-    /// Sends the same transaction of the payer's so many times, at once.
+    /// Sends the same transaction of the payer's this number of times, at once.
     pub async fn pay_often(&self, mut transaction: Value, times: usize) {
         transaction["from"] = json!(self.payer().await);
         let calls = (0..times).map(|_| ("eth_sendTransaction", json!([transaction]))).collect();

@@ -84,7 +84,7 @@ pub async fn poor(kind: Kind) -> Outcome {
     Outcome::Pass
 }
 
-/// What refuses stands in front of the node; the node takes the cancellation.
+/// A proxy in front of the node refuses; the node takes the cancellation.
 pub async fn refused(kind: Kind) -> Outcome {
     if kind == Kind::Ganache {
         return RUNS_BOTH;

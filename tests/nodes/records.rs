@@ -55,7 +55,7 @@ pub async fn batches(kind: Kind) -> Outcome {
     Outcome::Pass
 }
 
-/// What was written stands in the chain and in no journal; it becomes a dead letter that says so, and the rest is written.
+/// A message that the chain has and no journal becomes a dead letter that says so, and the rest is written.
 pub async fn recover(kind: Kind) -> Outcome {
     let case = Case::start(kind, Wanted::each(1)).await;
     // Nothing is acked before the worker and its journal are lost.

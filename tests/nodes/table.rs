@@ -32,7 +32,7 @@ impl fmt::Display for Cell {
 }
 
 pub struct Table {
-    /// What the programs call themselves.
+    /// The programs' names for themselves.
     programs: BTreeMap<&'static str, String>,
     cells: BTreeMap<(&'static str, &'static str), Cell>,
 }
@@ -77,7 +77,7 @@ impl Table {
         self.programs.insert(kind.name(), program);
     }
 
-    /// What did not run stays as it was.
+    /// Sets a cell. One that did not run stays as it was.
     pub fn set(&mut self, kind: Kind, property: Property, cell: Cell) {
         if cell != Cell::NotRun {
             self.cells.insert((kind.name(), property.name), cell);

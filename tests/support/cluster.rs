@@ -15,7 +15,7 @@ use super::rabbit::{Distribution, Rabbit, RabbitConfig};
 pub const WHOLE_LIMIT: Duration = Duration::from_secs(120);
 /// For a minority to start again by itself once it sees the others.
 const PATIENCE: Duration = Duration::from_secs(30);
-/// Nodes that hear nothing of each other for about so many seconds take each other for dead. The default of 60 s is long for
+/// Nodes that hear nothing of each other for about this number of seconds take each other for dead. The default of 60 s is long for
 /// a test.
 const TICK_TIME: u32 = 8;
 /// The setting that RabbitMQ's guide recommends for three nodes: the minority stops, and starts again when it sees the others.
@@ -36,7 +36,7 @@ struct Link {
 }
 
 impl RabbitCluster {
-    /// Starts so many nodes. Several of them are one cluster when this returns; one alone is a node as any other.
+    /// Starts this number of nodes. Several of them are one cluster when this returns; one alone is a node as any other.
     pub async fn start(count: usize) -> Self {
         if count == 1 {
             let nodes = vec![Rabbit::start(RabbitConfig::default()).await];
@@ -150,7 +150,7 @@ impl RabbitCluster {
 
     /// Starts again what does not run, and waits until the cluster is whole. Where a partition stays although the nodes reach
     /// each other, which is what a node leaves that was frozen for long, this restarts the one that lost most others: as
-    /// RabbitMQ's guide to partitions tells its operators. Returns whether that was necessary.
+    /// RabbitMQ's guide to partitions advises. Returns whether that was necessary.
     pub async fn repair(&mut self) -> Result<bool, String> {
         for node in self.nodes.iter_mut().filter(|node| !node.is_running()) {
             node.start_again().await;

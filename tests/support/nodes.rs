@@ -5,6 +5,7 @@ use std::net::SocketAddr;
 use std::pin::Pin;
 use std::sync::atomic::{AtomicU8, Ordering};
 use std::sync::{Arc, Mutex};
+use std::time::Instant;
 
 use serde_json::{Value, json};
 use tokio::io::BufReader;
@@ -90,6 +91,32 @@ impl ScriptedNode {
         Fut: Future<Output = Reply> + Send + 'static,
     {
         Self::serve(Some(upstream), Box::new(move |request| Box::pin(rule(request.clone())))).await
+    }
+
+    /// Like the node at `upstream`, behind a provider that takes this number of calls a second, and as many at once. Each call
+    /// of a batch counts. A refused batch gets status 429, a refused call an error with that code.
+    pub async fn limited(upstream: SocketAddr, per_second: f64) -> Self {
+        let bucket = Mutex::new((per_second, Instant::now(), 0));
+        let script = move |request: &Value| {
+            let mut bucket = bucket.lock().unwrap();
+            let (tokens, at, paid) = *bucket;
+            let tokens = (tokens + at.elapsed().as_secs_f64() * per_second).min(per_second);
+            let calls = request.as_array().map_or(1, Vec::len);
+            // The calls of a batch that passes are put to the script one by one.
+            let (is_taken, left, paid) = match request.is_array() {
+                true if tokens >= calls as f64 => (true, tokens - calls as f64, paid + calls),
+                false if paid > 0 => (true, tokens, paid - 1),
+                false if tokens >= 1.0 => (true, tokens - 1.0, paid),
+                _ => (false, tokens, paid),
+            };
+            *bucket = (left, Instant::now(), paid);
+            match (is_taken, request.is_array()) {
+                (true, _) => Reply::Pass,
+                (false, true) => Reply::Http(429, String::new(), "Too Many Requests".to_owned()),
+                (false, false) => Reply::error(429, "Too Many Requests"),
+            }
+        };
+        Self::start(Some(upstream), script).await
     }
 
     /// Like the node at `upstream`, without these methods.

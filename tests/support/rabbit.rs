@@ -31,7 +31,7 @@ pub struct RabbitConfig {
     pub distribution: Option<Distribution>,
 }
 
-/// How a node meets the others of its cluster.
+/// The way by which a node meets the others of its cluster.
 #[derive(Clone, Copy, Debug)]
 pub struct Distribution {
     pub port: u16,

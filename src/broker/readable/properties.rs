@@ -76,7 +76,7 @@ pub(super) fn replaced(properties: &[u8], unreadable: Vec<Part>, most: usize) ->
 }
 
 /// Returns these properties, which can be read, within `most` bytes: without their largest headers, and with one that names them.
-/// What the broker says of the message's way stays as long as anything else can go.
+/// Those that say which way the message took go last.
 pub(super) fn shortened(properties: &[u8], most: usize) -> Vec<u8> {
     let mut kept = Kept::of(properties, Vec::new());
     let mut entries: Vec<(bool, String, Vec<u8>)> = Vec::new();

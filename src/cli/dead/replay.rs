@@ -108,7 +108,7 @@ async fn send_back(
     pace: &mut Option<Interval>,
     awaited: &mut Vec<Awaited>,
 ) -> anyhow::Result<Outcome> {
-    // It was read anew when it was taken.
+    // This is the letter as it was read anew when it was taken, without the operator's word.
     let letter = &arguments.trusted(letter.clone());
     let (answer, next) = session.guard.assess(letter).await?;
     if !arguments.goes(&answer) {

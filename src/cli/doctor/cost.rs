@@ -1,4 +1,4 @@
-//! What a write costs now: its gas by the price, and what a rollup takes beside that.
+//! Reports the cost of a write now: its gas by the price, and a rollup's fees beside that.
 
 use bytes::Bytes;
 
@@ -22,7 +22,7 @@ struct Sample {
     calldata: usize,
 }
 
-/// What the chain takes beside the gas.
+/// Fees of the chain beside the gas.
 #[derive(Debug, Clone, Copy, Default)]
 struct Beside {
     l1: Option<L1Fees>,

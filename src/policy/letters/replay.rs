@@ -116,7 +116,7 @@ fn safety(letter: &Letter, standing: &Standing) -> Answer {
     };
     let is_newer = known.generation.replay > letter.generation.replay;
     let same_body = known.body_hash == letter.body_hash;
-    // It was refused, and its id is another message's by now.
+    // The message was refused, and another message has its id by now.
     if letter.refused_as.is_some() && !same_body {
         return Answer::IdOfAnother;
     }

@@ -102,7 +102,7 @@ pub(crate) struct RequestRow {
     pub(crate) id: RequestId,
     /// Of a message that was refused: the id that it had.
     pub(crate) refused_id: Option<RequestId>,
-    /// It never became a request.
+    /// The message never became a request.
     pub(crate) is_refused: bool,
     pub(crate) account: AccountId,
     pub(crate) state: RequestState,

@@ -223,7 +223,7 @@ impl Term<'_> {
             {
                 Some(Price::Below(*most))
             }
-            // It is within what the node names, which the node has rounded up.
+            // The price is within the cap that the node names, which it has rounded up.
             (_, Some(Refusal { kind: RefusalKind::Lasting(Lasting::TooExpensive(_)), .. })) => {
                 FeeRules::without_headroom(newest, market).map(|_| Price::Tightest)
             }

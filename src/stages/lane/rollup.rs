@@ -74,7 +74,7 @@ impl Term<'_> {
         self.context.hear(self.context.chain.call(&call, head)).await.map(|data| Oracle::answer(&data))
     }
 
-    /// Returns what the chain's operator takes; nothing where the chain is older than that fee. `None` where nobody answered.
+    /// Returns the operator's fees; zero where the chain is older than that fee. `None` where no node answered.
     async fn ask_operator(&self, oracle: Oracle, head: BlockNumber) -> Option<OperatorFees> {
         let mut fees = [Wei(0); 2];
         for (fee, gas) in fees.iter_mut().zip(OPERATOR_PROBES) {

@@ -32,7 +32,7 @@ pub(super) struct RollupFees {
 }
 
 impl RollupFees {
-    /// Returns what may be asked beside its gas for a transaction with so many bytes of calldata and so much gas.
+    /// Returns the fees beside its gas of a transaction with this number of bytes of calldata and this much gas.
     pub(super) fn of(&self, calldata: usize, gas: Gas) -> Wei {
         self.fees.map_or(Wei(0), |fees| fees.of(calldata)).plus(self.operator.of(gas))
     }

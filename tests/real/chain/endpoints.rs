@@ -119,27 +119,7 @@ async fn a_hundred_messages_get_through_a_limit_of_twenty_calls_a_second() {
     const MESSAGES: usize = 100;
     let blocks = AnvilConfig { block_time: Some(Duration::from_secs(1)), ..AnvilConfig::default() };
     let Some(stage) = Stage::with_chain(blocks).await else { return };
-    let bucket = Arc::new(std::sync::Mutex::new((PER_SECOND, Instant::now(), 0)));
-    let node = ScriptedNode::start(Some(stage.anvil.address()), move |request| {
-        let mut bucket = bucket.lock().unwrap();
-        let (tokens, at, paid) = *bucket;
-        let tokens = (tokens + at.elapsed().as_secs_f64() * PER_SECOND).min(PER_SECOND);
-        let calls = request.as_array().map_or(1, Vec::len);
-        // The calls of a batch that passes are put to the script one by one.
-        let (is_taken, left, paid) = match request.is_array() {
-            true if tokens >= calls as f64 => (true, tokens - calls as f64, paid + calls),
-            false if paid > 0 => (true, tokens, paid - 1),
-            false if tokens >= 1.0 => (true, tokens - 1.0, paid),
-            _ => (false, tokens, paid),
-        };
-        *bucket = (left, Instant::now(), paid);
-        match (is_taken, request.is_array()) {
-            (true, _) => Reply::Pass,
-            (false, true) => Reply::Http(429, String::new(), "Too Many Requests".to_owned()),
-            (false, false) => Reply::error(429, "Too Many Requests"),
-        }
-    });
-    let node = node.await;
+    let node = ScriptedNode::limited(stage.anvil.address(), PER_SECOND).await;
     let home = WorkerHome::new(&config(&stage, &[node.url()]));
     stage.topology(&home).await;
     publish(&stage, MESSAGES).await;

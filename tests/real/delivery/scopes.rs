@@ -1,4 +1,4 @@
-//! Producers that do not know of each other and choose equal ids: `request.scope` tells them apart on every way a message can take.
+//! Producers that choose equal ids: `request.scope` keeps them apart on every way that a message can take.
 
 use lapin::options::ExchangeDeclareOptions;
 use lapin::types::FieldTable;
@@ -37,7 +37,7 @@ impl Producer {
     }
 }
 
-const NOBODY: Producer = Producer { scope: "", exchange: "", user_id: None, tenant: None };
+const ANONYMOUS: Producer = Producer { scope: "", exchange: "", user_id: None, tenant: None };
 
 /// Writes, a letter that the broker made and that was read often, its replay, a message that is refused, and the chain's own words.
 async fn assert_apart(scope: &str, [one, other]: [Producer; 2]) {
@@ -102,18 +102,18 @@ async fn assert_apart(scope: &str, [one, other]: [Producer; 2]) {
 
 #[tokio::test]
 async fn users_of_the_broker_have_ids_of_their_own() {
-    let guest = Producer { scope: "guest", user_id: Some("guest"), ..NOBODY };
-    assert_apart("user_id", [guest, NOBODY]).await;
+    let guest = Producer { scope: "guest", user_id: Some("guest"), ..ANONYMOUS };
+    assert_apart("user_id", [guest, ANONYMOUS]).await;
 }
 
 #[tokio::test]
 async fn exchanges_have_ids_of_their_own() {
-    let to = |exchange| Producer { scope: exchange, exchange, ..NOBODY };
+    let to = |exchange| Producer { scope: exchange, exchange, ..ANONYMOUS };
     assert_apart("exchange", [to("orders"), to("bills")]).await;
 }
 
 #[tokio::test]
 async fn texts_in_a_header_have_ids_of_their_own() {
-    let of = |tenant| Producer { scope: tenant, tenant: Some(tenant), ..NOBODY };
+    let of = |tenant| Producer { scope: tenant, tenant: Some(tenant), ..ANONYMOUS };
     assert_apart("header:tenant", [of("north"), of("south")]).await;
 }

@@ -1,4 +1,4 @@
-//! What goes wrong with a cluster of brokers: nodes that are killed, frozen, parted and restarted, one at a time.
+//! Faults of a cluster of brokers: nodes that are killed, frozen, parted and restarted, one at a time.
 
 use std::time::Duration;
 

@@ -111,7 +111,7 @@ impl Run {
         let (code, text) = self.home.command(&self.binary, &["topology", "apply"]).await;
         ensure!(code == 0, "chainwriter topology apply ended with {code}: {text}");
         let amqp = Amqp::connect(&self.broker.first().uri(VHOST)).await;
-        // It must be there while any one node is away.
+        // The queue must be there while any one node is away.
         amqp.declare_quorum(EVENTS).await;
         amqp.bind(EVENTS, &format!("{QUEUE}.events"), "#").await;
         Ok(())
