@@ -74,7 +74,8 @@ mod tests {
 
     /// Seeds of these that break and wait for a fix; each is a defect, of the program or of the simulation. Seed 23: after a restored
     /// journal, another transaction that is never mined holds a nonce at a higher price, and the request behind it never ends.
-    /// Seed 138: a request with a time to live is final, and a dead letter has its id.
+    /// Seed 138: a clock that is an hour ahead makes a message expired; the process dies when its dead letter is out and the journal
+    /// does not know so yet; the next process, whose clock is right, writes the message, and the letter stays.
     const OPEN: [u64; 2] = [23, 138];
 
     fn variable(name: &str) -> Option<String> {
