@@ -149,6 +149,8 @@ pub enum PublishError {
 pub struct Delivery {
     pub message: Message,
     pub token: AckToken,
+    /// Set where the broker has delivered it before, here or elsewhere.
+    pub is_redelivered: bool,
 }
 
 /// The right to end a delivery, once. A dropped token leaves the delivery with the broker until the session ends.

@@ -306,7 +306,7 @@ impl Broker {
 
     /// Passes a delivery to intake. Returns whether it may be one that ends processes.
     async fn hand_over(&self, channels: &Channels, mut delivery: AmqpDelivery, endings: &Endings, held: Held) -> bool {
-        let message = message_of(&mut delivery);
+        let (message, is_redelivered) = (message_of(&mut delivery), delivery.redelivered);
         let is_suspect = is_suspect(&message);
         // AMQP does not show the broker's version.
         if message.properties.priority.is_some_and(|priority| priority > 0) && self.has_met_priority.set(()).is_ok() {
@@ -315,7 +315,7 @@ impl Broker {
             );
         }
         let token = endings.token(delivery.delivery_tag, held);
-        let mut given = std::pin::pin!(channels.deliveries.send(Delivery { message, token }));
+        let mut given = std::pin::pin!(channels.deliveries.send(Delivery { message, token, is_redelivered }));
         // Intake may be waiting for the journal: the heartbeat and the stop must go on meanwhile.
         loop {
             tokio::select! {

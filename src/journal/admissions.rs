@@ -6,6 +6,7 @@ use std::collections::HashMap;
 use async_trait::async_trait;
 
 use crate::journal::columns::{Columns, expect_rows, fixed, number, text, to_i64, unsigned};
+use crate::journal::copies::{RecordedRefusal, RefusalKey, refused_before};
 use crate::journal::database::{Database, Rows, SqlJournal, Statements, Value, values};
 use crate::journal::error::{JournalError, Result};
 use crate::journal::incidents::record_incidents;
@@ -42,6 +43,9 @@ pub struct Arrival {
 pub trait Admissions: Send + Sync {
     /// Decides about each delivery, in their order, and admits those that the rules accept. One verdict for each.
     async fn admit(&self, arrivals: Vec<Arrival>) -> Result<Vec<Verdict>>;
+    /// Returns the refusals that are recorded of these, the oldest of each first. Where a request has the id, there are none: what
+    /// came under it is a copy of that, or conflicts with it.
+    async fn refused_before(&self, keys: Vec<RefusalKey>) -> Result<Vec<(RefusalKey, RecordedRefusal)>>;
     /// Returns how many requests are with each lane, of those that have any, whichever instances own them. Those that wait
     /// for others of their key are left out: if they kept deliveries from coming, the retry of one before them would not
     /// come either.
@@ -58,6 +62,10 @@ impl<D: Database> Admissions for SqlJournal<D> {
             self.database.announce_work();
         }
         Ok(verdicts)
+    }
+
+    async fn refused_before(&self, keys: Vec<RefusalKey>) -> Result<Vec<(RefusalKey, RecordedRefusal)>> {
+        self.read(keys, |connection, keys| Box::pin(refused_before(connection, keys))).await
     }
 
     async fn open_requests(&self) -> Result<Vec<(AccountId, u64)>> {

@@ -64,7 +64,7 @@ pub struct ConfirmedCopy {
     pub event: Event,
 }
 
-/// A message that never became a request and is in the dead-letter queue already.
+/// A message that never becomes a request: it goes to the dead-letter queue.
 #[derive(Debug, Clone)]
 pub struct RefusedMessage {
     /// Made up for it: its own may be another message's.
@@ -77,6 +77,22 @@ pub struct RefusedMessage {
     pub generation: Generation,
     pub cause: Cause,
     pub event: Event,
+}
+
+/// By what a delivery is recognised that comes again after its refusal was recorded.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct RefusalKey {
+    pub named: RequestId,
+    pub body_hash: BodyHash,
+    pub generation: Generation,
+}
+
+/// A refusal that the journal has.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct RecordedRefusal {
+    /// Made up for the message.
+    pub id: RequestId,
+    pub cause: Cause,
 }
 
 /// The columns that [`unconfirmed_copy`] reads.
@@ -128,9 +144,13 @@ async fn with_hashes(connection: &dyn Statements, mut copies: Vec<UnconfirmedCop
     Ok(copies)
 }
 
-fn unconfirmed_copy(row: &dyn Columns) -> Result<UnconfirmedCopy> {
+fn cause(row: &dyn Columns) -> Result<Cause> {
     let of = |name| text(row, "request", name).map(Cow::into_owned);
     let class = word(row, "request", "failure_class", FailureClass::from_word)?;
+    Ok(Cause::new(Reason::stored(class, &of("failure_reason")?), of("failure_detail")?))
+}
+
+fn unconfirmed_copy(row: &dyn Columns) -> Result<UnconfirmedCopy> {
     let first_failed_at = optional_number(row, "request", "first_failed_at")?;
     let kind = |state: &str| CopyKind::ALL.into_iter().find(|kind| kind.pending().as_str() == state);
     Ok(UnconfirmedCopy {
@@ -138,7 +158,7 @@ fn unconfirmed_copy(row: &dyn Columns) -> Result<UnconfirmedCopy> {
         id: request_id(row)?,
         kind: word(row, "request", "state", kind)?,
         generation: generation(row)?,
-        cause: Cause::new(Reason::stored(class, &of("failure_reason")?), of("failure_detail")?),
+        cause: cause(row)?,
         first_failed_at: first_failed_at.map(Timestamp).ok_or_else(|| corrupt("request", "it failed at no time"))?,
         message: message(row)?,
         tx_hashes: Vec::new(),
@@ -213,4 +233,27 @@ pub async fn record_refused(connection: &dyn Statements, messages: &[RefusedMess
     let values = values![Timestamp::now().0];
     connection.execute_each("store refused messages", &insert, &values, &Rows::of(columns, rows)).await?;
     insert_events(connection, messages.iter().map(|refused| (refused.account, &refused.event))).await
+}
+
+/// Returns the refusals of these, the oldest of each first; none of an id that a request has.
+pub async fn refused_before(
+    connection: &dyn Statements,
+    keys: &[RefusalKey],
+) -> Result<Vec<(RefusalKey, RecordedRefusal)>> {
+    let select = "SELECT r.seq, r.id, r.refused_id, r.body_hash, r.replay, r.retry, r.failure_class, r.failure_reason, \
+                  r.failure_detail FROM u, requests r WHERE r.refused_id = u.named AND r.body_hash = u.body_hash \
+                  AND r.replay = u.replay AND r.retry = u.retry \
+                  AND NOT EXISTS (SELECT 1 FROM requests k WHERE k.id = u.named) ORDER BY r.seq";
+    let rows = keys.iter().map(|RefusalKey { named, body_hash, generation }| {
+        values![named.as_str(), body_hash.as_bytes(), generation.replay, generation.retry]
+    });
+    let rows = Rows::of("named text, body_hash bytea, replay bigint, retry bigint", rows);
+    let read = |row: &dyn Columns| {
+        let named = text(row, "refusal", "refused_id")?;
+        let named = RequestId::new(&named).map_err(|detail| corrupt("refusal", detail.to_string()))?;
+        let body_hash = fixed(row, "refusal", "body_hash", BodyHash::from_slice)?;
+        let key = RefusalKey { named, body_hash, generation: generation(row)? };
+        Ok((key, RecordedRefusal { id: request_id(row)?, cause: cause(row)? }))
+    };
+    connection.rows_each("read refusals", select, &[], &rows, read).await
 }

@@ -84,7 +84,7 @@ pub use bumps::{AnsweredBump, Bump, BumpAnswer, BumpOutcome, Bumps};
 pub use cancellations::CANCELLED;
 pub use cancellations::{CancelAnswer, Cancellation};
 pub use changes::Changes;
-pub use copies::{ConfirmedCopy, CopyKind, RefusedMessage, UnconfirmedCopy};
+pub use copies::{ConfirmedCopy, CopyKind, RecordedRefusal, RefusalKey, RefusedMessage, UnconfirmedCopy};
 #[cfg(test)]
 pub use decisions::recorded_by;
 pub use decisions::{Decision, Requeue, Settlement};

@@ -37,7 +37,7 @@ pub trait Settlements: Send + Sync {
     async fn unconfirmed_of(&self, requests: Vec<RequestSeq>) -> Result<Vec<UnconfirmedCopy>>;
     /// Records publisher confirms, with the events about them. A request that has moved on already keeps its state.
     async fn confirm(&self, copies: Vec<ConfirmedCopy>) -> Result<()>;
-    /// Records messages that went to the dead-letter queue without becoming requests.
+    /// Records messages that go to the dead-letter queue without becoming requests, before they do.
     async fn record_refused(&self, messages: Vec<RefusedMessage>) -> Result<()>;
     /// Returns what the journal knows of these requests; unknown ones are left out.
     async fn standings(&self, ids: Vec<RequestId>) -> Result<Vec<(RequestId, Known)>>;

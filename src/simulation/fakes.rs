@@ -73,7 +73,7 @@ impl FakeSession {
     pub(crate) fn delivery(&self, id: &str, body: &'static str) -> Delivery {
         let properties = Properties { message_id: Some(id.to_owned()), ..Properties::default() };
         let message = Message { body: Bytes::from_static(body.as_bytes()), properties, ..Message::default() };
-        Delivery { message, token: self.token(id) }
+        Delivery { message, token: self.token(id), is_redelivered: false }
     }
 
     /// Returns the names of the acked deliveries, in order.
@@ -225,6 +225,8 @@ pub(crate) struct FakeChainState {
     pub(crate) authorisations: Vec<u64>,
     /// What the next counts are, whatever is true.
     pub(crate) wrong_counts: VecDeque<u64>,
+    /// There is a second endpoint, which answers no count.
+    pub(crate) is_second_silent: bool,
     /// The account's transactions that wait in the pool.
     pub(crate) pending: u64,
     /// The node has no state of blocks below this one.
@@ -518,7 +520,12 @@ impl Chain for FakeChain {
             }
         };
         let count = self.transaction_count(account, block).await;
-        vec![("fake".to_owned(), count.map(|count| count.plus(pending)))]
+        let mut counts = vec![("fake".to_owned(), count.map(|count| count.plus(pending)))];
+        if self.change(|state| state.is_second_silent) {
+            let (endpoint, detail) = ("second".to_owned(), "no answer in time".to_owned());
+            counts.push((endpoint.clone(), Err(ChainError::Unreachable { endpoint, detail })));
+        }
+        counts
     }
 
     async fn sent_in(&self, _: Address, number: BlockNumber) -> Result<Option<SentInBlock>> {
@@ -628,6 +635,10 @@ impl Chain for FakeChain {
     async fn has_transaction(&self, hash: TxHash) -> Result<bool> {
         let state = self.count()?;
         Ok(state.pool.values().any(|pooled| *pooled == hash) || state.receipt(hash).is_some())
+    }
+
+    async fn all_pools_have(&self, hash: TxHash) -> bool {
+        self.count().is_ok_and(|state| state.pool.values().any(|pooled| *pooled == hash))
     }
 
     fn announcements(&self) -> Option<watch::Receiver<u64>> {

@@ -9,9 +9,9 @@ use crate::journal::{
     AccountId, AccountStanding, Acquired, Admissions, AnsweredBump, Arrival, Attendance, Bump, BumpAnswer, BumpOutcome,
     Bumps, CancelAnswer, Cancellation, ConfirmedCopy, EndedAgain, ForeignUse, History, Hold, HoldScope, Holds,
     Identities, Instance, Instances, JournalCondition, JournalError, JournalOverview, Lease, LeaseMark, Leases,
-    LiveTransaction, NewStart, NewTransaction, Outbox, OutboxRow, Passages, Proof, QueuedRequest, RecoveredAccount,
-    Recoveries, Recovery, RefusedMessage, Reorged, RequestSeq, RequestSummary, Result, Settlement, Settlements,
-    StoredNonce, Transactions, UnconfirmedCopy, Upkeep, Which,
+    LiveTransaction, NewStart, NewTransaction, Outbox, OutboxRow, Passages, Proof, QueuedRequest, RecordedRefusal,
+    RecoveredAccount, Recoveries, Recovery, RefusalKey, RefusedMessage, Reorged, RequestSeq, RequestSummary, Result,
+    Settlement, Settlements, StoredNonce, Transactions, UnconfirmedCopy, Upkeep, Which,
 };
 use crate::model::ids::virtual_host;
 use crate::model::{
@@ -292,6 +292,10 @@ impl Bumps for MemoryJournal {
 impl Admissions for MemoryJournal {
     async fn admit(&self, arrivals: Vec<Arrival>) -> Result<Vec<Verdict>> {
         self.write("admit", |store, now| store.admit(now, arrivals)).await
+    }
+
+    async fn refused_before(&self, keys: Vec<RefusalKey>) -> Result<Vec<(RefusalKey, RecordedRefusal)>> {
+        self.read("refused_before", |store| store.refused_before(&keys)).await
     }
 
     async fn open_requests(&self) -> Result<Vec<(AccountId, u64)>> {

@@ -286,9 +286,10 @@ fn take(shared: &Shared, session: u64) -> Option<Delivery> {
         message.headers.insert(header::DELIVERY_COUNT.to_owned(), HeaderValue::Int(queued.returns.into()));
     }
     world.note(format!("delivered {} {} as {tag} of session {session}", queued.id(), queued.generation()));
+    let is_redelivered = queued.returns > 0;
     world.queues.unacked.get_mut(&session)?.insert(tag, queued);
     let token = AckToken::new(SimAckToken { world: shared.clone(), session, tag });
-    Some(Delivery { message, token })
+    Some(Delivery { message, token, is_redelivered })
 }
 
 pub(super) struct SimPublisher {

@@ -12,7 +12,10 @@ use tokio_util::sync::CancellationToken;
 use tracing::{debug, info};
 
 use crate::broker::{AckToken, Delivery, Flow};
-use crate::journal::{AccountId, Admissions, Arrival, JournalError, Passages, StandingHolds};
+use crate::journal::{
+    AccountId, Admissions, Arrival, JournalError, Passages, RecordedRefusal, RefusalKey, StandingHolds,
+};
+use crate::model::headers::header;
 use crate::model::{Address, BodyHash, Cause, Generation, Heartbeat, Message, OrderKey, Reason, RequestId, Timestamp};
 use crate::observe::metrics::IntakeMeter;
 use crate::policy::admission::{AdmissionRules, Candidate, Refusal, admit, sheltered};
@@ -200,7 +203,7 @@ impl Intake {
         let mut arrivals = Vec::with_capacity(batch.len());
         let mut admissions = Vec::with_capacity(batch.len());
         let taken_at = Timestamp::now();
-        for Delivery { message, token } in batch {
+        for Delivery { message, token, .. } in self.refuse_again(batch).await? {
             match sheltered(|| admit(&self.rules, &message)).map(|candidate| candidate.at(taken_at)) {
                 Ok(Candidate { id, not_before: Some(until), .. }) if until > taken_at => {
                     self.postpone(id, message, until, token).await;
@@ -304,19 +307,66 @@ impl Intake {
             Verdict::Unroutable => unroutable.unwrap_or_else(|| Cause::new(Reason::NoRoute, "no route is for it")),
         };
         let (id, named) = (refused_id(), Some(id));
-        let refused = Refused { id, named, generation, message, cause, account, taken_at, token };
+        let refused = Refused { id, named, generation, message, cause, account, taken_at, token, is_recorded: false };
         self.pass_on(Admitted::Refused(Box::new(refused))).await;
     }
 
     async fn refuse(&self, message: Message, refusal: Refusal, token: AckToken) {
         self.meter.deliveries.count(Some(Verdict::Unroutable));
-        let (id, named) = (refused_id(), refusal.id);
+        let recorded = RecordedRefusal { id: refused_id(), cause: refusal.cause };
+        self.pass_on_refused(message, refusal.id, recorded, token, false).await;
+    }
+
+    async fn pass_on_refused(
+        &self,
+        message: Message,
+        named: Option<RequestId>,
+        RecordedRefusal { id, cause }: RecordedRefusal,
+        token: AckToken,
+        is_recorded: bool,
+    ) {
         let generation = Generation::read_from(&message.headers).unwrap_or_default();
         let shown = named.as_ref().unwrap_or(&id);
         let account = self.account_of(BodyHash::of(shown.as_str().as_bytes()).as_bytes());
         let taken_at = Timestamp::now();
-        let refused = Refused { id, named, generation, message, cause: refusal.cause, account, taken_at, token };
+        let refused = Refused { id, named, generation, message, cause, account, taken_at, token, is_recorded };
         self.pass_on(Admitted::Refused(Box::new(refused))).await;
+    }
+
+    /// Refuses those again that the journal has as refused from an earlier delivery, and returns the others. A letter that came
+    /// back by hand is no such delivery.
+    async fn refuse_again(&self, batch: Vec<Delivery>) -> Result<Vec<Delivery>, JournalError> {
+        let keys: Vec<_> = batch.iter().map(|delivery| self.refusal_key(delivery)).collect();
+        let known = keys.iter().flatten().cloned().collect::<Vec<_>>();
+        if known.is_empty() {
+            return Ok(batch);
+        }
+        let recorded = self.journal.refused_before(known).await?;
+        let mut others = Vec::with_capacity(batch.len());
+        for (delivery, key) in batch.into_iter().zip(keys) {
+            let newest = key.and_then(|key| recorded.iter().rev().find(|(known, _)| *known == key).cloned());
+            match newest {
+                Some((key, recorded)) => {
+                    self.meter.deliveries.count(Some(Verdict::Unroutable));
+                    let Delivery { message, token, .. } = delivery;
+                    self.pass_on_refused(message, Some(key.named), recorded, token, true).await;
+                }
+                None => others.push(delivery),
+            }
+        }
+        Ok(others)
+    }
+
+    fn refusal_key(&self, Delivery { message, is_redelivered, .. }: &Delivery) -> Option<RefusalKey> {
+        if !is_redelivered || message.headers.contains_key(header::DEAD_AT) {
+            return None;
+        }
+        let named = match sheltered(|| admit(&self.rules, message)) {
+            Ok(candidate) => candidate.id,
+            Err(refusal) => refusal.id?,
+        };
+        let generation = Generation::read_from(&message.headers).unwrap_or_default();
+        Some(RefusalKey { named, body_hash: BodyHash::of(&message.body), generation })
     }
 
     /// Passes a delivery on. Settle outlives intake; if it has ended, the process ends too and the broker delivers again.
@@ -378,8 +428,8 @@ async fn lane_opens_or_closes(lanes: &mut [IntakeLane]) {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::journal::contract::failed;
-    use crate::journal::{Hold, Leases, Settlements, Transactions};
+    use crate::journal::contract::{failed, refused};
+    use crate::journal::{Hold, Leases, RefusedMessage, Settlements, Transactions};
     use crate::model::HeaderValue;
     use crate::model::headers::header;
     use crate::policy::letters::tests::rules;
@@ -531,6 +581,34 @@ mod tests {
         let account = bench.intake.lanes[0].account;
         let queued = bench.intake.journal.open_requests().await.unwrap();
         assert_eq!(queued, [(account, 1)], "the first one, and once");
+    }
+
+    #[tokio::test]
+    async fn what_comes_again_after_its_refusal_is_refused_for_the_same_cause_and_a_new_message_is_judged_anew() {
+        let mut bench = Bench::new().await;
+        let expired = refused(bench.intake.lanes[0].account, "a");
+        let recorded = RefusedMessage { body_hash: BodyHash::of(b"body"), ..expired };
+        bench.journal.record_refused(vec![recorded.clone()]).await.unwrap();
+        let delivery = |id: &str, body: &'static str, is_redelivered: bool, is_letter: bool| {
+            let mut delivery = bench.session.delivery(id, body);
+            delivery.is_redelivered = is_redelivered;
+            let dead_at = || (header::DEAD_AT.to_owned(), HeaderValue::Text(Timestamp(0).to_string()));
+            delivery.message.headers.extend(is_letter.then(dead_at));
+            delivery
+        };
+        let again = delivery("a", "body", true, false);
+        let judged = [delivery("b", "body", true, false), delivery("c", "body", true, true)];
+        let new = delivery("a", "body", false, false);
+        bench.intake.step(vec![again]).await.unwrap();
+        let Ok(Admitted::Refused(refused)) = bench.admitted.try_recv() else { panic!("its letter may be out") };
+        assert_eq!((&refused.id, &refused.cause, refused.is_recorded), (&recorded.id, &recorded.cause, true));
+        bench.intake.step(judged.into_iter().chain([new]).collect()).await.unwrap();
+        for id in ["b", "c", "a"] {
+            let admitted = bench.admitted.try_recv();
+            assert!(matches!(&admitted, Ok(Admitted::Hold { id: held, .. }) if held.as_str() == id), "{admitted:?}");
+        }
+        bench.intake.step(vec![bench.session.delivery("a", "body")]).await.unwrap();
+        assert!(matches!(bench.admitted.try_recv(), Ok(Admitted::Hold { .. })), "a request has the id now");
     }
 
     #[tokio::test]

@@ -9,7 +9,8 @@ use crate::journal::contract::{
     arrival, attempt, dead, displaced, event, failed, first, id, refused, set, succeeded, transaction,
 };
 use crate::journal::{
-    ConfirmedCopy, CopyKind, Decision, Journal, JournalError, JournalOverview, RefusedMessage, RequestSeq, Settlement,
+    ConfirmedCopy, CopyKind, Decision, Journal, JournalError, JournalOverview, RecordedRefusal, RefusalKey,
+    RefusedMessage, RequestSeq, Settlement,
 };
 use crate::model::event::Event;
 use crate::model::{
@@ -196,6 +197,27 @@ pub(crate) async fn the_outbox_takes_every_kind_of_event(journal: Arc<dyn Journa
     let stored: Vec<_> =
         set.journal.events(&[set.account], 0, 10).await.unwrap().into_iter().map(|row| row.kind).collect();
     assert_eq!(stored, EventKind::ALL.map(EventKind::as_str));
+}
+
+pub(crate) async fn a_refusal_is_found_by_what_was_refused_until_a_request_has_its_id(journal: Arc<dyn Journal>) {
+    let set = set(journal, &["a"]).await;
+    let messages: Vec<_> = ["r", "r", "a"].map(|text| refused(set.account, text)).to_vec();
+    let key = |message: &RefusedMessage| RefusalKey {
+        named: message.named.clone().unwrap(),
+        body_hash: message.body_hash,
+        generation: message.generation,
+    };
+    let recorded = |message: &RefusedMessage| RecordedRefusal { id: message.id.clone(), cause: message.cause.clone() };
+    let [first_of_r, second_of_r, of_a] = [0, 1, 2].map(|place: usize| messages[place].clone());
+    set.journal.record_refused(messages).await.unwrap();
+    let with_body = RefusalKey { body_hash: BodyHash::of(b"another"), ..key(&first_of_r) };
+    let replayed = RefusalKey { generation: Generation { replay: 1, retry: 0 }, ..key(&first_of_r) };
+    let asked = vec![with_body, key(&of_a), replayed, key(&first_of_r)];
+    let found = set.journal.refused_before(asked).await.unwrap();
+    let expected = [&first_of_r, &second_of_r].map(|message| (key(message), recorded(message)));
+    assert_eq!(found, expected, "`a` is a request's, and the others were not refused");
+    assert_eq!(set.journal.admit(vec![first(set.account, "r")]).await.unwrap(), [Verdict::Accept]);
+    assert_eq!(set.journal.refused_before(vec![key(&first_of_r)]).await.unwrap(), []);
 }
 
 pub(crate) async fn a_refused_message_takes_no_id_from_a_request(journal: Arc<dyn Journal>) {

@@ -672,6 +672,7 @@ macro_rules! journal_contract {
             the_outbox_gives_each_event_a_number_of_its_own,
             the_outbox_takes_every_kind_of_event,
             a_refused_message_takes_no_id_from_a_request,
+            a_refusal_is_found_by_what_was_refused_until_a_request_has_its_id,
             a_park_is_noted_and_changes_nothing,
             pruning_keeps_nonces_taken_and_events_waiting,
             an_overview_counts_what_is_open_and_tells_what_happened_last,

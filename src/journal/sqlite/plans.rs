@@ -8,7 +8,7 @@ use crate::journal::contract::{arrival, dead, event, id, succeeded, transaction}
 use crate::journal::sqlite::{MIGRATIONS, SqliteJournal, connect, make_private, migrate, with_readers};
 use crate::journal::{
     AccountId, Admissions, ConfirmedCopy, EndedAgain, Lease, Leases, Outbox, QueuedRequest, RECENT_INCIDENTS,
-    RefusedMessage, Reorged, RequestSeq, Settlements, Transactions, Upkeep, Which,
+    RefusalKey, RefusedMessage, Reorged, RequestSeq, Settlements, Transactions, Upkeep, Which,
 };
 use crate::model::{Address, BodyHash, Cause, Generation, Members, Nonce, Order, OrderKey, Reason, Timestamp};
 use crate::policy::limits::Limits;
@@ -231,6 +231,12 @@ impl Counted {
             event: event("refused"),
         };
         count!("record_refused", journal.record_refused(vec![refused]));
+        let key = RefusalKey {
+            named: id(&format!("{tag}-named")),
+            body_hash: BodyHash::of(b"refused"),
+            generation: Generation::default(),
+        };
+        count!("refused_before", journal.refused_before(vec![key]));
         let events = count!("events", journal.events(&[account, AccountId(99)], 0, 100));
         count!("events_sent", journal.events_sent(events.iter().map(|event| event.id).collect()));
         count!("history", journal.history(&id(&ids[0])));

@@ -4,8 +4,8 @@ use std::collections::BTreeMap;
 
 use crate::journal::{
     AccountId, AccountOverview, CopyKind, History, Hold, Incident, JournalOverview, LiveTransaction, OpenRequests,
-    OutboxRow, QueuedRequest, RECENT_INCIDENTS, RecentIncident, ReplyAddress, RequestSeq, RequestSummary,
-    SignedHistory, TransactionHistory, UnconfirmedCopy,
+    OutboxRow, QueuedRequest, RECENT_INCIDENTS, RecentIncident, RecordedRefusal, RefusalKey, ReplyAddress, RequestSeq,
+    RequestSummary, SignedHistory, TransactionHistory, UnconfirmedCopy,
 };
 use crate::model::event::BatchPlace;
 use crate::model::{Members, Message, Nonce, RequestId, RequestState, SignedTransaction, TransactionState};
@@ -124,6 +124,15 @@ impl Store {
 
     pub(crate) fn unconfirmed_of(&self, requests: &[RequestSeq]) -> Vec<UnconfirmedCopy> {
         requests.iter().filter_map(|seq| self.copy_of(*seq, self.requests.get(seq)?)).collect()
+    }
+
+    pub(crate) fn refused_before(&self, keys: &[RefusalKey]) -> Vec<(RefusalKey, RecordedRefusal)> {
+        let refused = self.requests.values().filter_map(|row| {
+            let RequestRow { body_hash, generation, .. } = *row;
+            let key = RefusalKey { named: row.refused_id.clone()?, body_hash, generation };
+            Some((key, RecordedRefusal { id: row.id.clone(), cause: row.failure.clone()? }))
+        });
+        refused.filter(|(key, _)| keys.contains(key) && !self.seqs.contains_key(&key.named)).collect()
     }
 
     pub(crate) fn standings(&self, ids: &[RequestId]) -> Vec<(RequestId, Known)> {

@@ -9,9 +9,8 @@ use tokio::time::Instant;
 use tracing::{debug, warn};
 
 use crate::broker::{AckToken, Outgoing, PublishError};
-use crate::journal::{AccountId, CopyKind, JournalError, RefusedMessage, RequestSeq, UnconfirmedCopy};
-use crate::model::event::{Outcome, Subject};
-use crate::model::{BodyHash, Event, Generation, Message, RequestId, Timestamp, TraceContext};
+use crate::journal::{AccountId, CopyKind, JournalError, RequestSeq, UnconfirmedCopy};
+use crate::model::{Generation, Message, RequestId, Timestamp, TraceContext};
 use crate::observe::metrics::{self, FailureEnd};
 use crate::observe::traces::Followed;
 use crate::stages::settle::inbox::{Postponed, Refused};
@@ -262,9 +261,7 @@ impl Settle {
             }
             self.notify_ends();
         }
-        if !refused.is_empty() {
-            tokens.extend(self.record_refused(refused).await?);
-        }
+        tokens.extend(self.end_refused(refused));
         if !parked.is_empty() {
             self.journal.record_parked(parked.iter().map(|(id, _)| id.clone()).collect()).await?;
             for (id, generation) in &parked {
@@ -309,28 +306,33 @@ impl Settle {
         false
     }
 
-    async fn record_refused(&mut self, refused: Vec<Refused>) -> Result<Vec<AckToken>, JournalError> {
-        let mut records = Vec::with_capacity(refused.len());
-        let mut tokens = Vec::with_capacity(refused.len());
-        for Refused { id, named, generation, message, cause, account, taken_at, token } in refused {
-            let shown = named.as_ref().unwrap_or(&id);
+    /// Records refusals before their letters are published. Crash before the write: the delivery comes again and is judged anew.
+    /// Crash after it: the delivery comes again and is refused for the same cause, whatever clock and configuration say by
+    /// then, so no request is written whose letter is out.
+    pub(super) async fn record_refused(&mut self, refused: &[Box<Refused>]) -> Result<(), JournalError> {
+        let new = refused.iter().filter(|message| !message.is_recorded && !message.token.is_over());
+        let records: Vec<_> = new.map(|message| self.settings.refusal(message)).collect();
+        if !records.is_empty() {
+            self.journal.record_refused(records).await?;
+            self.outbox.notify_one();
+        }
+        Ok(())
+    }
+
+    /// Counts and logs the refused messages whose letters are at the broker. Returns their tokens.
+    fn end_refused(&self, refused: Vec<Refused>) -> Vec<AckToken> {
+        let end = |refused: Refused| {
+            let Refused { ref message, ref cause, generation, taken_at, .. } = refused;
+            let shown = refused.shown_id();
             warn!(request.id = %shown, %cause, "message refused, it is in the dead-letter queue");
             self.meter.requests.count(metrics::Outcome::Refused);
             self.meter.failures.count((cause.class(), FailureEnd::Dead));
             let trace = TraceContext::read_from(&message.headers);
             let followed = Followed { request: shown, generation, trace: trace.as_ref() };
-            self.trace_process(followed, (taken_at, message.body.len()), metrics::Outcome::Refused, Some(&cause));
-            let (reply_to, correlation_id) = (&message.properties.reply_to, &message.properties.correlation_id);
-            let subject = self.settings.subject(followed, reply_to, correlation_id);
-            let body_hash = BodyHash::of(&message.body);
-            let subject = Subject { refused: Some(body_hash), ..subject };
-            let event = Event::new(&subject, &Outcome::Dead { cause: &cause, tx_hashes: &[] }, Timestamp::now());
-            records.push(RefusedMessage { id, named, account, body_hash, generation, cause, event });
-            tokens.push(token);
-        }
-        self.journal.record_refused(records).await?;
-        self.outbox.notify_one();
-        Ok(tokens)
+            self.trace_process(followed, (taken_at, message.body.len()), metrics::Outcome::Refused, Some(cause));
+            refused.token
+        };
+        refused.into_iter().map(end).collect()
     }
 }
 

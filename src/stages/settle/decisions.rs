@@ -7,11 +7,13 @@ use std::time::Duration;
 use tokio::sync::watch;
 
 use crate::broker::{Names, Outgoing};
-use crate::journal::{ConfirmedCopy, CopyKind, Decision, QueuedRequest, Requeue, Settlement, UnconfirmedCopy};
+use crate::journal::{
+    ConfirmedCopy, CopyKind, Decision, QueuedRequest, RefusedMessage, Requeue, Settlement, UnconfirmedCopy,
+};
 use crate::model::event::{BatchPlace, Outcome, Subject};
 use crate::model::headers::header;
 use crate::model::message::FailureNote;
-use crate::model::{Cause, Event, Generation, Members, Message, Timestamp, TraceContext};
+use crate::model::{BodyHash, Cause, Event, Generation, Members, Message, Properties, Timestamp, TraceContext};
 use crate::observe::traces::{Followed, Tracer};
 use crate::policy::postpone::hop;
 use crate::policy::retry_schedule::RetrySchedule;
@@ -146,6 +148,19 @@ impl SettleSettings {
     /// after the park delay.
     fn delay_of(&self, retry: Generation) -> Duration {
         self.schedule.delay_before(retry.retry).unwrap_or(self.park_delay)
+    }
+
+    /// Returns what the journal keeps of a refusal, with its event.
+    pub(super) fn refusal(&self, refused: &Refused) -> RefusedMessage {
+        let Refused { ref message, ref cause, generation, account, .. } = *refused;
+        let trace = TraceContext::read_from(&message.headers);
+        let followed = Followed { request: refused.shown_id(), generation, trace: trace.as_ref() };
+        let Properties { reply_to, correlation_id, .. } = &message.properties;
+        let body_hash = BodyHash::of(&message.body);
+        let subject = Subject { refused: Some(body_hash), ..self.subject(followed, reply_to, correlation_id) };
+        let event = Event::new(&subject, &Outcome::Dead { cause, tx_hashes: &[] }, Timestamp::now());
+        let (id, named, cause) = (refused.id.clone(), refused.named.clone(), cause.clone());
+        RefusedMessage { id, named, account, body_hash, generation, cause, event }
     }
 
     pub(super) fn dead_letter_of_refused(&self, refused: &Refused) -> Outgoing {

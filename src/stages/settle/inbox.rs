@@ -49,6 +49,8 @@ pub struct Refused {
     pub account: AccountId,
     pub taken_at: Timestamp,
     pub token: AckToken,
+    /// Set where the journal has the refusal from an earlier delivery.
+    pub is_recorded: bool,
 }
 
 impl Refused {

@@ -169,7 +169,7 @@ impl Settle {
             biased;
             taken = inputs.intake.recv_many(&mut admitted, BATCH), if inputs.intake_is_open && self.has_room() => {
                 inputs.intake_is_open = taken > 0;
-                self.take(admitted).await;
+                self.take(admitted).await?;
                 Step::Admitted(taken)
             }
             taken = inputs.lanes.recv_many(&mut ruled, BATCH), if inputs.lanes_are_open => {
@@ -203,8 +203,8 @@ impl Settle {
         self.refused.len() + self.postponed.len() + self.targets.messages() < BATCH
     }
 
-    async fn take(&mut self, admitted: Vec<Admitted>) {
-        let mut known = Vec::new();
+    async fn take(&mut self, admitted: Vec<Admitted>) -> Result<(), JournalError> {
+        let (mut known, mut refused) = (Vec::new(), Vec::new());
         for admitted in admitted {
             match admitted {
                 Admitted::Hold { id, generation, token, is_suspect } => {
@@ -217,11 +217,14 @@ impl Settle {
                     info!(request.id = %id, "settled already: acked");
                     known.push(token);
                 }
-                Admitted::Refused(refused) => self.refused.push_back(refused),
+                Admitted::Refused(message) => refused.push(message),
                 Admitted::Postponed(postponed) => self.postponed.push_back(postponed),
             }
         }
         ack(&self.meter, known).await;
+        self.record_refused(&refused).await?;
+        self.refused.extend(refused);
+        Ok(())
     }
 
     async fn rule(&mut self, from_lanes: Vec<FromLane>) -> Result<(), JournalError> {
@@ -399,9 +402,9 @@ mod tests {
 
     use super::*;
     use crate::broker::{Names, PublishError};
-    use crate::journal::Which;
     use crate::journal::contract::{Set, id, set, succeeded};
-    use crate::model::{Generation, Message, Nonce, Reason, RequestState, Timestamp, TransactionState};
+    use crate::journal::{RecordedRefusal, RefusalKey, Which};
+    use crate::model::{BodyHash, Generation, Message, Nonce, Reason, RequestState, Timestamp, TransactionState};
     use crate::observe::traces::Tracer;
     use crate::policy::retry_schedule::RetrySchedule;
     use crate::simulation::fakes::{FakePublisher, FakeSession, failing_journal, journal};
@@ -589,8 +592,41 @@ mod tests {
         let cause = Cause::new(Reason::TooLarge, "it has 2 MiB");
         let (generation, taken_at) = (Generation::default(), Timestamp::now());
         let (message, account) = (Message::default(), bench.set.account);
-        let refused = Refused { id, named, generation, message, cause, account, taken_at, token };
+        let is_recorded = false;
+        let refused = Refused { id, named, generation, message, cause, account, taken_at, token, is_recorded };
         bench.intake.send(Admitted::Refused(Box::new(refused))).await.unwrap();
+    }
+
+    /// A crash in between leaves no letter that the journal does not know.
+    #[tokio::test(start_paused = true)]
+    async fn a_refusal_is_in_the_journal_before_its_letter_is_published_and_once() {
+        let mut bench = Bench::new().await;
+        bench.publisher.refuse("invalid.too_large");
+        refuse(&bench, "refused").await;
+        assert_eq!(bench.step().await, Step::Admitted(1));
+        assert_eq!(bench.publisher.tries_of("invalid.too_large"), 0);
+        let key = RefusalKey { named: id("refused"), body_hash: BodyHash::of(b""), generation: Generation::default() };
+        let (_, RecordedRefusal { id: recorded, cause }) =
+            bench.set.journal.refused_before(vec![key.clone()]).await.unwrap().remove(0);
+        let (message, account, token) = (Message::default(), bench.set.account, bench.session.token("again"));
+        let again = Refused {
+            id: recorded,
+            named: Some(id("refused")),
+            generation: Generation::default(),
+            message,
+            cause,
+            account,
+            taken_at: Timestamp::now(),
+            token,
+            is_recorded: true,
+        };
+        bench.intake.send(Admitted::Refused(Box::new(again))).await.unwrap();
+        bench.publisher.take_again("invalid.too_large");
+        while bench.session.acked().len() < 2 {
+            bench.step().await;
+        }
+        assert_eq!(bench.publisher.routing_keys(), ["invalid.too_large"; 2], "each delivery has its letter");
+        assert_eq!(bench.set.journal.refused_before(vec![key]).await.unwrap().len(), 1);
     }
 
     #[tokio::test(start_paused = true)]
