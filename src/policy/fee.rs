@@ -85,6 +85,18 @@ impl FeeRules {
         Self { max_fee: most.map_or(self.max_fee, |most| most.min(self.max_fee)), ..self }
     }
 
+    /// Returns the highest price that a cancellation can still replace under the cap, or `needed` if that is more. Headroom
+    /// above it would help nobody where blocks pass the transaction over at any price.
+    fn replaceable(&self, needed: Wei) -> Wei {
+        let below = Wei(self.max_fee.0 / BUMP.0 * BUMP.1 + self.max_fee.0 % BUMP.0 * BUMP.1 / BUMP.0);
+        below.max(needed)
+    }
+
+    /// Returns whether no price below the cap gets into the next block.
+    pub fn is_beyond_reach(&self, market: &Market) -> bool {
+        market.base_fee.is_some_and(|base_fee| base_fee > self.max_fee)
+    }
+
     /// Returns the tip of a new transaction.
     fn tip(&self, market: &Market) -> Wei {
         market.tip.max(self.min_tip).min(self.max_tip.unwrap_or(Wei(u128::MAX)))
@@ -126,7 +138,7 @@ impl FeeRules {
             let tip = self.tip(market);
             capped(base_fee.plus(tip))?;
             let room_for_growth = base_fee.scaled_up(2, 1).plus(tip);
-            Ok(Fee::Eip1559 { max_fee: room_for_growth.min(self.max_fee), tip })
+            Ok(Fee::Eip1559 { max_fee: room_for_growth.min(self.replaceable(base_fee.plus(tip))), tip })
         };
         let legacy = || Ok(Fee::Legacy { gas_price: capped(self.gas_price(market))? });
         match self.mode {
@@ -193,7 +205,8 @@ impl FeeRules {
                 let least = if is_tip { max_fee } else { bumped?.ceiling().max(named.unwrap_or_default()) };
                 let raised = least.max(quoted.map_or(Wei(0), Fee::ceiling)).max(needed);
                 let has_room = needed.max(least) <= self.max_fee && self.allows_tip(wanted);
-                has_room.then(|| Fee::Eip1559 { max_fee: raised.min(self.max_fee), tip: wanted })
+                let most = self.replaceable(needed.max(least));
+                has_room.then(|| Fee::Eip1559 { max_fee: raised.min(most), tip: wanted })
             }
         }
     }
@@ -273,6 +286,20 @@ mod tests {
         let market = Market { base_fee: Some(Wei(10)), tip: Wei(2), gas_price: Wei(13) };
         assert_eq!(rules(FeeMode::Auto, 12).quote(&market), Ok(Fee::Eip1559 { max_fee: Wei(12), tip: Wei(2) }));
         assert_eq!(rules(FeeMode::Auto, 11).quote(&market), Err(AboveCap { needed: Wei(12), cap: Wei(11) }));
+    }
+
+    #[test]
+    fn the_room_for_growth_leaves_the_last_step_below_the_cap_to_a_cancellation() {
+        // base fee, cap, what is offered
+        let table = [(10, 22, 19), (10, 24, 21), (10, 25, 22), (10, 99, 22), (500, 1_000, 888), (900, 1_000, 902)];
+        for (base_fee, cap, offered) in table {
+            let market = Market { base_fee: Some(Wei(base_fee)), tip: Wei(2), gas_price: Wei(0) };
+            let fee = rules(FeeMode::Auto, cap).quote(&market).unwrap();
+            assert_eq!(fee.ceiling(), Wei(offered), "{base_fee} {cap}");
+            let calm = Market { base_fee: Some(Wei(1)), ..market };
+            let can_be_cancelled = rules(FeeMode::Auto, cap).replacement(fee, &calm).is_some();
+            assert_eq!(can_be_cancelled, offered != 902, "at {base_fee} the chain asks for more than what leaves room");
+        }
     }
 
     #[test]
@@ -421,6 +448,10 @@ mod tests {
                 prop_assert!(fee.ceiling().0 <= cap);
                 prop_assert!(fee.tip() <= fee.ceiling());
                 prop_assert!(!is_underpriced(fee, &market));
+                let calm = Market { base_fee: Some(Wei(0)), tip: Wei(0), gas_price: Wei(0) };
+                let needed = base_fee.saturating_add(tip);
+                let leaves_room = rules(FeeMode::Auto, cap).replacement(fee, &calm).is_some();
+                prop_assert!(leaves_room || fee.ceiling() == Wei(needed), "{fee:?}");
             }
         }
     }

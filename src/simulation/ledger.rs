@@ -95,7 +95,13 @@ pub(super) struct Ledger {
     pub(super) rules: Rules,
     /// A foreign transaction at these places gets into no block before that millisecond.
     pub(super) held: BTreeMap<(Address, Nonce), u64>,
+    /// What the pool has and no block ever takes, with the millisecond at which it was first passed over.
+    passed_over: BTreeMap<TxHash, u64>,
 }
+
+/// Pools forget after this what blocks pass over: Geth after three hours. This is longer than the checker waits for a request
+/// of which nothing foreign is in the way.
+const FORGOTTEN_MS: u64 = 1_800_000;
 
 /// What the nodes of a run ask of every transaction.
 #[derive(Debug, Clone, Default)]
@@ -338,6 +344,7 @@ impl Ledger {
     pub(super) fn mine(&mut self, now_ms: u64, most: usize) {
         let is_dropped = |body: &Body| body.behaviour == Behaviour::Dropped;
         self.pool.retain(|_, hash| !Body::all(&self.known[hash].data).iter().any(is_dropped));
+        self.forget_passed_over(now_ms);
         let mut taken = BTreeSet::new();
         let mut transactions = Vec::new();
         let mut next: BTreeMap<Address, Nonce> = BTreeMap::new();
@@ -358,6 +365,15 @@ impl Ledger {
             }
         }
         self.append(transactions, now_ms);
+    }
+
+    fn forget_passed_over(&mut self, now_ms: u64) {
+        let passed_over = self.pool.values().filter(|hash| Body::any(&self.known[*hash].data, Behaviour::Unmined));
+        let since = |hash: &TxHash| (*hash, self.passed_over.get(hash).copied().unwrap_or(now_ms));
+        self.passed_over = passed_over.map(since).collect();
+        let passed_over = &self.passed_over;
+        let is_old = |hash: &TxHash| passed_over.get(hash).is_some_and(|since| now_ms - since >= FORGOTTEN_MS);
+        self.pool.retain(|_, hash| !is_old(hash));
     }
 
     fn append(&mut self, transactions: Vec<(TxHash, bool)>, now_ms: u64) {

@@ -249,12 +249,11 @@ impl Term<'_> {
         if transaction.count_of(newest.purpose) >= SIGNED_PER_NONCE {
             return Err(stuck_price(transaction, "no more are signed for one nonce"));
         }
+        let leaves_room = |fee: &Fee| !fees.is_beyond_reach(market) && self.leaves_room(transaction, *fee, market);
         let fee = match price {
-            Price::Raised => {
-                fees.replacement(newest.fee, market).filter(|fee| self.leaves_room(transaction, *fee, market))
-            }
+            Price::Raised => fees.replacement(newest.fee, market).filter(leaves_room),
             Price::Lacking(lack) => fees.raised(newest.fee, market, lack),
-            Price::Over(holder) => fees.replacement(over(newest.fee, holder), market),
+            Price::Over(holder) => fees.replacement(over(newest.fee, holder), market).filter(leaves_room),
             Price::Below(most) => FeeRules::within(newest.fee, self.gas_of(transaction), most, market),
             Price::Tightest => FeeRules::without_headroom(newest.fee, market),
             Price::Cheaper => self.cheaper(transaction, market),

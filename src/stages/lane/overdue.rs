@@ -61,10 +61,9 @@ impl Term<'_> {
         Some(Stuck { reason: PauseReason::TransactionStuck, detail })
     }
 
-    /// Returns whether a cancellation can still offer more than this, where the market does not ask for it.
+    /// Returns whether a cancellation can still offer more than this. The market may fall, and blocks pass the write over all the
+    /// same.
     pub(super) fn leaves_room(&self, transaction: &InFlight, fee: Fee, market: &Market) -> bool {
-        transaction.is_cancelling()
-            || !self.offers_enough(transaction.newest().fee, market)
-            || self.tuning().fees.replacement(fee, market).is_some()
+        transaction.is_cancelling() || self.tuning().fees.replacement(fee, market).is_some()
     }
 }
