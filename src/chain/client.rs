@@ -368,6 +368,10 @@ impl Chain for NodeClient {
         self.ask("eth_getTransactionByHash", vec![json!(hash)], |answer: Value| Ok(!answer.is_null())).await
     }
 
+    async fn all_pools_have(&self, hash: TxHash) -> bool {
+        self.is_in_all_pools(hash).await
+    }
+
     async fn pooled(&self, account: Address, nonce: Nonce) -> Result<Option<Pooled>> {
         self.pooled_at(account, nonce).await
     }

@@ -1,4 +1,4 @@
-//! An account's transaction counts, as each endpoint has them.
+//! What each endpoint has of an account: its transaction counts, and a transaction in its pool.
 
 use std::time::Duration;
 
@@ -11,10 +11,14 @@ use crate::chain::calls::{count, tag};
 use crate::chain::client::NodeClient;
 use crate::chain::endpoint::Endpoint;
 use crate::chain::{BlockTag, ChainError, CountAt, Result};
-use crate::model::{Address, Nonce};
+use crate::model::{Address, Nonce, TxHash};
 
 /// Timeout for each endpoint that is asked what its pool has: nothing waits long for that.
 const POOL_LIMIT: Duration = Duration::from_secs(2);
+
+fn gets_what_is_sent(endpoint: &&Endpoint) -> bool {
+    endpoint.health().is_verified() && endpoint.gets_transactions()
+}
 
 impl NodeClient {
     pub(super) async fn counts_at(&self, account: Address, at: CountAt) -> Vec<(String, Result<Nonce>)> {
@@ -28,18 +32,30 @@ impl NodeClient {
             let answer = Endpoint::ask::<Value>(endpoint, "eth_getTransactionCount", params);
             let answer = match at {
                 CountAt::Pools => timeout(POOL_LIMIT, answer).await.unwrap_or_else(|_| Err(late(endpoint))),
+                // What another chain has says nothing. That there is such an endpoint shows that the others are not all.
+                CountAt::Block(_) if !endpoint.health().is_verified() => Err(late(endpoint)),
                 CountAt::Block(_) | CountAt::Pending => answer.await,
             };
             let counted = answer.and_then(|answer| count(answer).map_err(|detail| endpoint.nonsense(detail)));
             (endpoint.label().to_owned(), counted)
         };
-        // What another chain has says nothing; what waits in a pool counts wherever it is, unless it has to be what was sent.
+        // What waits in a pool counts wherever it is, unless it has to be what was sent.
         let counts = |endpoint: &&Endpoint| match at {
-            CountAt::Pending => true,
-            CountAt::Block(_) => endpoint.health().is_verified(),
-            CountAt::Pools => endpoint.health().is_verified() && endpoint.gets_transactions(),
+            CountAt::Pending | CountAt::Block(_) => true,
+            CountAt::Pools => gets_what_is_sent(endpoint),
         };
         join_all(self.endpoints.readers().filter(counts).map(ask)).await
+    }
+
+    pub(super) async fn is_in_all_pools(&self, hash: TxHash) -> bool {
+        let shows = |endpoint| async move {
+            let answer = Endpoint::ask::<Value>(endpoint, "eth_getTransactionByHash", vec![json!(hash)]);
+            // One that a block has is in no pool any more.
+            let waits = |found: &Value| found.is_object() && found.get("blockNumber").is_none_or(Value::is_null);
+            timeout(POOL_LIMIT, answer).await.is_ok_and(|answer| answer.is_ok_and(|found| waits(&found)))
+        };
+        let shown = join_all(self.endpoints.readers().filter(gets_what_is_sent).map(shows)).await;
+        !shown.is_empty() && shown.into_iter().all(|shows| shows)
     }
 }
 

@@ -331,6 +331,9 @@ pub trait Chain: Send + Sync {
     /// Returns whether a node has this transaction, in its pool or in a block.
     async fn has_transaction(&self, hash: TxHash) -> Result<bool>;
 
+    /// Returns whether the pool of every node that gets transactions shows this one. An error of one of them counts as no.
+    async fn all_pools_have(&self, hash: TxHash) -> bool;
+
     /// Returns what nodes say of the chain's forks and of the transactions that they take.
     async fn node_rules(&self) -> NodeRules {
         NodeRules::default()

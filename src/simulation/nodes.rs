@@ -462,6 +462,10 @@ impl Chain for SimNodes {
         self.read(look).await
     }
 
+    async fn all_pools_have(&self, hash: TxHash) -> bool {
+        self.read(|world, _| Ok(world.ledger.pool.values().any(|pooled| *pooled == hash))).await.unwrap_or(false)
+    }
+
     async fn pooled(&self, account: Address, nonce: Nonce) -> Result<Option<Pooled>> {
         let look = |world: &mut World, _: &View| {
             let ledger = &world.ledger;

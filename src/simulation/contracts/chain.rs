@@ -220,10 +220,13 @@ async fn a_pool_shows_what_it_has_in_order_and_by_hash(stage: &mut impl Stage) {
     }
     assert_eq!((pending().await, has(first).await, has(third).await), (Nonce(2), true, false));
     assert!(has(fourth).await, "it waits for the one before");
+    let pools_have = async |signed: &RawTransaction| stage.chain().all_pools_have(signed.hash).await;
+    assert!(pools_have(first).await && pools_have(fourth).await && !pools_have(third).await);
     send(stage, third).await;
     assert_eq!((pending().await, has(third).await), (Nonce(4), true));
     stage.mine().await;
     assert_eq!((pending().await, has(third).await), (Nonce(4), true), "in a block");
+    assert!(!stage.chain().all_pools_have(third.hash).await, "in no pool any more");
 }
 
 async fn blocks_stand_on_each_other_and_end_at_the_newest(stage: &mut impl Stage) {

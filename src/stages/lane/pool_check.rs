@@ -93,6 +93,12 @@ impl Term<'_> {
 
     /// Sends the first one that pools seem to lack. If it is new to them, so are those behind it.
     async fn restore(&mut self, nonce: Nonce, head: BlockNumber) {
+        if self.pools_have(nonce).await {
+            if self.pools.trusts_counts(Instant::now()) {
+                self.pools.distrust("pools have what they do not count");
+            }
+            return;
+        }
         let kept = self.flight.not_included().take_while(|own| own.nonce < nonce).count();
         let is_gap = self.has_tail(nonce).await;
         let Some(result) = self.send_alone(nonce, kept == 0).await else { return };
@@ -120,6 +126,13 @@ impl Term<'_> {
         }
         self.flight.record_missing_from(count);
         self.send_due();
+    }
+
+    /// Returns whether every pool shows what was signed last for this nonce. Ganache counts nothing that waits in its pool, and runs
+    /// a transaction twice that it gets a second time while it makes a block.
+    async fn pools_have(&self, nonce: Nonce) -> bool {
+        let Some(hash) = self.flight.get(nonce).map(|own| own.newest().raw.hash) else { return false };
+        self.context.hear(self.context.chain.all_pools_have(hash)).await
     }
 
     /// Returns whether a pool has the highest one that nodes have taken, though it lacks this one: it has no room for the last
