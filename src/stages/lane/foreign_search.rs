@@ -106,7 +106,7 @@ impl Term<'_> {
                  the nonces in between"
             ),
             (None, Some(counts)) => format!(
-                "the journal has no nonce of the account yet, and the endpoints do not agree on its count at a final block: {counts}"
+                "the journal has no nonce of the account yet, and no two endpoints agree on its count at a final block: {counts}"
             ),
             (None, None) => format!(
                 "the journal has no nonce of the account yet, its count on the chain is {count}, and no endpoint shows it at a \
@@ -129,7 +129,8 @@ impl Term<'_> {
     }
 
     /// Finds the first nonce of an account that the journal has none for: the count at a final block, at which all endpoints
-    /// agree, in two polls. A chain without a final block is young, and its newest block has to do.
+    /// agree, in two polls. A chain without a final block is young, and its newest block has to do. Invariant 15: where only
+    /// one of several endpoints answers, the transaction below the count has to be shown too.
     async fn find_first_nonce(&mut self, head: BlockNumber, latest: Nonce) -> Result<(), StepError> {
         let (journal, chain, account) = (&self.context.journal, &self.context.chain, self.account());
         let is_new = latest == Nonce(0);
@@ -138,16 +139,31 @@ impl Term<'_> {
         let answers: Vec<_> = counts.iter().filter_map(|(label, count)| Some((label, *count.as_ref().ok()?))).collect();
         let text = |(label, count): &(&String, Nonce)| format!("{label} says {count}");
         let differ = answers.iter().any(|(_, count)| Some(count) != answers.first().map(|(_, first)| first));
-        self.foreign.disagreement =
-            differ.then(|| format!("{} (block {at})", answers.iter().map(text).collect::<Vec<_>>().join(", ")));
+        let is_alone = answers.len() == 1 && counts.len() > 1;
+        let answered = || answers.iter().map(text).collect::<Vec<_>>().join(", ");
+        self.foreign.disagreement = (differ || is_alone).then(|| format!("{} (block {at})", answered()));
         let mut counts = answers.into_iter().map(|(_, count)| count);
         let first = counts.next().filter(|first| counts.all(|count| count == *first) && *first <= latest);
         let is_seen_twice = self.foreign.record_first(at, first);
         let Some(first) = first.filter(|_| is_new || is_seen_twice) else { return Ok(()) };
+        if is_alone && !self.shows_taker_below(first, at).await? {
+            return Ok(());
+        }
         let next = journal.raise_next_nonce(&self.lease, first).await?;
         self.next_nonce = Some(next);
         self.foreign.record_count(Some(next), latest);
         Ok(())
+    }
+
+    /// Returns whether a block shows what took the nonce below this one.
+    async fn shows_taker_below(&mut self, first: Nonce, at: BlockNumber) -> Result<bool, StepError> {
+        let (context, account) = (self.context, self.account());
+        let Some(below) = first.0.checked_sub(1).map(Nonce) else { return Ok(true) };
+        let taker = context.hear(self.nonce_takers.poll().taker(context.chain.as_ref(), account, below, at)).await?;
+        match taker {
+            Some(taker) => Ok(self.view.stands(context.chain.as_ref(), taker.inclusion).await?),
+            None => Ok(false),
+        }
     }
 
     /// Invariant 15: a nonce counts as taken when the transaction that took it has been seen in a block, with the account's

@@ -338,6 +338,32 @@ async fn the_first_nonce_of_an_account_is_the_final_count_seen_twice() {
     assert_eq!(term.next_nonce, Some(Nonce(4)));
 }
 
+/// Invariant 15.
+#[tokio::test(start_paused = true)]
+async fn the_first_nonce_by_one_of_two_endpoints_needs_the_transaction_below_it() {
+    for (wrong, expected) in [(None, Some(Nonce(3))), (Some(9), None)] {
+        let mut bench = Bench::new(&[]).await;
+        let journal = bench.set.journal.clone();
+        let account = journal.account(31337, Address([8; 20])).await.unwrap();
+        let lease = journal.acquire_lease(account, "me".into(), Duration::from_secs(9), None).await.unwrap();
+        (bench.set.account, bench.set.lease) = (account, lease.ours().unwrap());
+        bench.context.settings.account = account;
+        (0..3).for_each(|nonce| bench.mine(nonce, TxHash([nonce as u8; 32])));
+        bench.finalise();
+        bench.finalise();
+        bench.chain.change(|state| {
+            state.is_second_silent = true;
+            state.wrong_counts.extend(wrong.iter().cycle().take(if wrong.is_some() { 99 } else { 0 }));
+        });
+        let mut term = bench.term().await;
+        for _ in 0..3 {
+            term.poll().await.unwrap();
+        }
+        assert_eq!(term.next_nonce, expected, "{wrong:?}");
+        assert!(expected.is_some() || term.foreign.disagreement.is_some(), "it says which endpoint is alone");
+    }
+}
+
 /// What a transaction at nonce 0 wrote, which every request of the bench asks for.
 fn recovered(tx_hash: TxHash) -> RecoveredWrite {
     let write = crate::journal::contract::write();
