@@ -98,11 +98,11 @@ impl Access {
             Login::Password => None,
             Login::Certificate => Some(
                 "on the broker, add a user whose name is the certificate's common name, or its alternative name, as \
-                 ssl_cert_login_from in rabbitmq.conf says; the broker's log names the user that it found none of",
+                 ssl_cert_login_from in rabbitmq.conf says. The broker's log names the user that it found none of",
             ),
             Login::Token(_) => Some(
                 "the broker does not take the token: its audience must hold auth_oauth2.resource_server_id, its scopes must grant \
-                 this virtual host, and the broker must know the key that signed it; the broker's log says more",
+                 this virtual host, and the broker must know the key that signed it. The broker's log says more",
             ),
         }
     }

@@ -91,9 +91,14 @@ fn parse(text: &SecretString) -> Result<AMQPUri, BrokerError> {
     Ok(uri)
 }
 
+/// Returns host and port.
+pub(super) fn host_and_port(uri: &AMQPUri) -> String {
+    format!("{}:{}", uri.authority.host, uri.authority.port)
+}
+
 /// Returns host, port and virtual host, which may be shown.
 pub(super) fn shown(uri: &AMQPUri) -> String {
-    format!("{}:{}/{}", uri.authority.host, uri.authority.port, uri.vhost)
+    format!("{} (virtual host {})", host_and_port(uri), uri.vhost)
 }
 
 #[cfg(test)]
@@ -130,7 +135,7 @@ mod tests {
         let file = tempfile::NamedTempFile::new().unwrap();
         std::fs::write(file.path(), "amqp://u:p@a:1/v\r\n\n  amqps://u:p@b:2/v \n").unwrap();
         let uris = UriSource::File(file.path().to_owned()).read().await.unwrap();
-        assert_eq!(uris.iter().map(shown).collect::<Vec<_>>(), ["a:1/v", "b:2/v"]);
+        assert_eq!(uris.iter().map(shown).collect::<Vec<_>>(), ["a:1 (virtual host v)", "b:2 (virtual host v)"]);
         assert!(uris.iter().all(|uri| uri.query.heartbeat == Some(HEARTBEAT_SECONDS)));
     }
 

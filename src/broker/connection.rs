@@ -1,5 +1,6 @@
 //! One connection to the broker: to the first host that answers, with a name and a limit for the time of every call.
 
+use std::pin::pin;
 use std::time::Duration;
 
 use lapin::options::{BasicCancelOptions, BasicConsumeOptions, BasicQosOptions, QueueDeclareOptions};
@@ -7,11 +8,13 @@ use lapin::tcp::RustlsConnector;
 use lapin::types::{FieldTable, LongString};
 use lapin::uri::{AMQPScheme, AMQPUri};
 use lapin::{Channel, Connection, ConnectionProperties, Consumer, ErrorKind, Queue};
+use tracing::warn;
 
 use crate::broker::BrokerError;
 use crate::broker::access::{Access, Obstacle, Pass};
-use crate::broker::address::{UriSource, shown};
+use crate::broker::address::{UriSource, host_and_port, shown};
 use crate::broker::hosts::{PATIENCE, first_to_answer};
+use crate::broker::inspection::TAKES_NO_MESSAGES;
 use crate::broker::token::Token;
 use crate::broker::topology::{Topology, TopologyMode};
 use crate::broker::{readable, tls};
@@ -19,6 +22,9 @@ use crate::model::text::cleaned;
 
 /// Limits the text of a broker's error, in bytes.
 pub(super) const LONGEST_DETAIL_BYTES: usize = 1024;
+/// Silence of a host after which an operator hears what is waited for. A broker answers within milliseconds.
+const SILENCE: Duration = Duration::from_secs(2);
+
 #[derive(Debug, Clone)]
 pub struct BrokerSettings {
     pub uri: UriSource,
@@ -45,7 +51,9 @@ pub struct BrokerSettings {
 
 pub(super) struct Connected {
     pub(super) connection: Connection,
-    broker: String,
+    /// Host and port.
+    authority: String,
+    vhost: String,
     call_timeout: Duration,
     /// The host's place in the list, and the length of the list.
     host: usize,
@@ -83,15 +91,17 @@ impl BrokerSettings {
         name: String,
         pass: &Pass,
     ) -> Result<Connected, BrokerError> {
-        let broker = shown(uri);
-        let failed = |detail| BrokerError::Connection { doing: "connect", broker: broker.clone(), detail };
-        let answer = tokio::time::timeout(self.call_timeout, open(uri.clone(), name, pass)).await;
-        let connection = match answer.map_err(|_| failed("no answer in time".to_owned()))? {
-            Ok(connection) => connection,
-            Err(error) => return Err(self.refused(error, uri, pass).await),
+        let answer = tokio::time::timeout(self.call_timeout, open(uri.clone(), name, pass));
+        let connection = match report_silence(uri, answer).await {
+            Ok(Ok(connection)) => connection,
+            Ok(Err(error)) => return Err(self.refused(error, uri, pass).await),
+            Err(_) => {
+                let detail = "no answer in time".to_owned();
+                return Err(BrokerError::Access { broker: shown(uri), detail, remedy: SILENT });
+            }
         };
-        let token = pass.token.clone();
-        Ok(Connected { connection, broker, call_timeout: self.call_timeout, host, hosts, token })
+        let (authority, vhost, token) = (host_and_port(uri), uri.vhost.clone(), pass.token.clone());
+        Ok(Connected { connection, authority, vhost, call_timeout: self.call_timeout, host, hosts, token })
     }
 
     /// Returns why there is no connection, with what to do about it where that shows.
@@ -102,10 +112,9 @@ impl BrokerSettings {
             self.access.forget().await;
         }
         let is_end = matches!(error.kind(), ErrorKind::IOError(error) if tls::is_end(error));
-        match self.access.remedy(&detail, is_end).or_else(|| remedy_of(&error, uri, pass)) {
-            Some(remedy) => BrokerError::Access { broker, detail, remedy },
-            None => BrokerError::Connection { doing: "connect", broker, detail },
-        }
+        let remedy = self.access.remedy(&detail, is_end).or_else(|| remedy_of(&error, uri, pass));
+        let remedy = remedy.unwrap_or_else(|| remedy_for(&detail));
+        BrokerError::Access { broker, detail, remedy }
     }
 }
 
@@ -119,6 +128,15 @@ async fn lost_reason(error: &lapin::Error, uri: &AMQPUri, pass: &Pass) -> Option
 const NO_AMQP: &str = "the port does not answer in AMQP: if it is the broker's TLS listener (5671), write amqps://; else see the \
                        broker's log";
 
+const SILENT: &str = "something listens there and says nothing: see whether it is the broker's AMQP port, and whether the \
+                      broker is overloaded";
+const LOGIN: &str = "correct user and password in broker.uri, or give the user rights on the virtual host with `rabbitmqctl \
+                     set_permissions`";
+const VHOST: &str = "correct the virtual host in broker.uri, or make it with `rabbitmqctl add_vhost`";
+const ADDRESS: &str = "start RabbitMQ, or correct host, port and scheme in broker.uri";
+const ALARM: &str = "see which with `rabbitmq-diagnostics alarms`, and make room: until then nothing is published, and nothing is \
+                     lost";
+
 /// Returns what to do about a connection that failed, where certificates or the scheme may be the reason.
 fn remedy_of(error: &lapin::Error, uri: &AMQPUri, pass: &Pass) -> Option<&'static str> {
     match (&uri.scheme, error.kind()) {
@@ -127,6 +145,35 @@ fn remedy_of(error: &lapin::Error, uri: &AMQPUri, pass: &Pass) -> Option<&'stati
         (AMQPScheme::AMQP, ErrorKind::IOError(error)) => tls::is_end(error).then_some(NO_AMQP),
         _ => None,
     }
+}
+
+/// Returns what to do about a broker that gives this answer.
+pub fn remedy_for(detail: &str) -> &'static str {
+    let has = |word: &str| detail.contains(word);
+    if has(TAKES_NO_MESSAGES) {
+        ALARM
+    } else if has("ACCESS_REFUSED") {
+        LOGIN
+    } else if has("NOT_ALLOWED") || has("not found") {
+        VHOST
+    } else {
+        ADDRESS
+    }
+}
+
+/// Reports a host that is silent for long, and goes on waiting for it.
+async fn report_silence<T>(uri: &AMQPUri, answer: impl Future<Output = T>) -> T {
+    let mut answer = pin!(answer);
+    tokio::select! {
+        answered = &mut answer => return answered,
+        () = tokio::time::sleep(SILENCE) => {}
+    }
+    warn!(
+        broker.host = host_and_port(uri),
+        broker.waited_s = SILENCE.as_secs(),
+        "the broker does not answer yet; still waiting. Is this its AMQP port?"
+    );
+    answer.await
 }
 
 /// Returns the one failure, or one of all hosts.
@@ -225,7 +272,8 @@ impl Connected {
     }
 
     pub(super) fn failed(&self, doing: &'static str, detail: String) -> BrokerError {
-        BrokerError::Connection { doing, broker: self.broker.clone(), detail }
+        let broker = format!("{} (virtual host {})", self.authority, self.vhost);
+        BrokerError::Connection { doing, broker, detail }
     }
 
     pub(super) fn is_up(&self) -> bool {
@@ -238,11 +286,11 @@ impl Connected {
 
     /// Returns host and port.
     pub(super) fn authority(&self) -> &str {
-        self.broker.split_once('/').map_or(&self.broker, |(authority, _)| authority)
+        &self.authority
     }
 
     pub(super) fn vhost(&self) -> &str {
-        self.broker.split_once('/').map_or("/", |(_, vhost)| vhost)
+        &self.vhost
     }
 
     /// Closes the connection, or gives up after the timeout: a blocked one does not answer.

@@ -120,7 +120,7 @@ async fn fault_of_bind(connected: &Connected, bind: &Bind) -> Result<Option<Stri
     Ok(refusal.map(|error| {
         let detail = broker_detail(&error);
         format!(
-            "- exchange {name} of [[bind]]: {detail}; it belongs to its producers: have them declare it, or \
+            "- exchange {name} of [[bind]]: {detail}; it belongs to its producers. Have them declare it, or \
              declare it with the type that they use (topic, direct, fanout or headers), such as \
              `rabbitmqadmin declare exchange name={name} type=fanout durable=true`"
         )

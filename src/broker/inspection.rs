@@ -11,7 +11,7 @@ use crate::broker::{BrokerError, TopologyMode};
 /// Consumer tag and routing key of a probe, if the broker took it.
 const PROBE: &str = "chainwriter.probe";
 
-pub const TAKES_NO_MESSAGES: &str = "it takes no messages now: its alarm for memory or disk is on";
+pub(super) const TAKES_NO_MESSAGES: &str = "it takes no messages now: its alarm for memory or disk is on";
 
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Inspection {

@@ -77,11 +77,11 @@ mod topology;
 
 pub use access::{Access, Login};
 pub use address::{UriSource, are_encrypted, check_uri, check_uris};
-pub use connection::BrokerSettings;
+pub use connection::{BrokerSettings, remedy_for};
 pub use dead_letters::{Browse, DeadLetters, MOST_LETTERS, RawLetter, Seen, Ticket};
 pub use declare::{ObjectFault, check};
 pub use depths::{QueueDepth, QueueDepths, QueueRole};
-pub use inspection::{Inspection, TAKES_NO_MESSAGES, inspect};
+pub use inspection::{Inspection, inspect};
 pub use prefetch::{PrefetchLimit, PrefetchState};
 pub use publish_only::PublishOnly;
 pub use publisher::SessionPublisher;

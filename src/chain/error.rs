@@ -5,6 +5,7 @@ use std::time::Duration;
 use bytes::Bytes;
 
 use crate::model::PauseReason;
+use crate::model::text::counted;
 
 /// Why a node did not answer what was asked.
 #[derive(Debug, Clone, thiserror::Error)]
@@ -41,7 +42,7 @@ pub enum ChainError {
     #[error("{endpoint} is still syncing")]
     Syncing { endpoint: String },
     /// Another endpoint has shown newer blocks.
-    #[error("{endpoint} is {blocks} blocks behind another endpoint")]
+    #[error("{endpoint} is {} behind another endpoint", counted(*blocks, "block"))]
     Lagging { endpoint: String, blocks: u64 },
     /// Another chain is behind the endpoint.
     #[error("{endpoint} serves chain {found}, chain.id is {expected}; correct chain.endpoints or chain.id")]

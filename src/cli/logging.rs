@@ -49,6 +49,14 @@ pub(super) fn start(settings: LogSection) -> (RecentLines, Box<dyn Fn(Level) + S
     (recent, Box::new(set_level))
 }
 
+/// Shows operators what a command waits for at the broker. Nothing else is logged: a command prints its own words.
+pub(super) fn start_for_command() {
+    let lines = fmt::layer().with_writer(std::io::stderr).with_target(false).with_level(false).without_time();
+    let only = Targets::new().with_target("chainwriter::broker::connection", LevelFilter::WARN);
+    let layer = lines.with_ansi(false).fmt_fields(EscapedFields).with_filter(only);
+    let _ = tracing_subscriber::registry().with(layer).try_init();
+}
+
 /// Returns whether the log has colours: on a terminal, unless NO_COLOR is set (<https://no-color.org>).
 fn has_colours() -> bool {
     std::io::stderr().is_terminal() && std::env::var_os("NO_COLOR").is_none_or(|value| value.is_empty())

@@ -180,6 +180,9 @@ pub fn main() -> ExitCode {
     };
     // The one provider of cryptography for every TLS connection; a second call would be refused, and is not made.
     let _ = rustls::crypto::ring::default_provider().install_default();
+    if !matches!(arguments.command, Command::Run) {
+        logging::start_for_command();
+    }
     let code = dispatch(arguments).unwrap_or_else(|error| match error.downcast_ref() {
         Some(Stop { code, text }) => {
             if !text.is_empty() {
@@ -214,7 +217,8 @@ fn stop(code: u8, text: impl Into<String>) -> anyhow::Error {
 
 fn dispatch(arguments: Arguments) -> anyhow::Result<u8> {
     if let Command::Key(command) = arguments.command {
-        return key::run(command);
+        // Its errors are about the file and the password that were named.
+        return key::run(command).map_err(|error| stop(exit::USAGE, format!("chainwriter: {}", text_of(&error))));
     }
     if let Command::Generate(command) = arguments.command {
         return generate::run(command, Arguments::command());

@@ -1,17 +1,20 @@
 //! Tests of the words that readers and operators meet: no long sentences, no words that have to be read twice, short log
-//! lines.
+//! lines. Covers the documents, the comments of worker.toml, descriptions in schemas and alerts, `--help`, and every string.
 
 use std::str::FromStr;
 
+use clap::{Command, CommandFactory};
 use proc_macro2::{Delimiter, TokenStream, TokenTree};
 
+use crate::cli::Arguments;
 use crate::cli::documents::{Page, files, pages, root};
+use crate::config;
 
 const MOST_WORDS: usize = 30;
 const LONGEST_LOG_MESSAGE: usize = 120;
 
 /// Words with a plainer one in their place, as they stand between spaces, in lower case.
-const AVOIDED: [&str; 24] = [
+const AVOIDED: [&str; 28] = [
     "whoever",
     "whomever",
     "whosoever",
@@ -36,9 +39,13 @@ const AVOIDED: [&str; 24] = [
     "looks at",
     "looks whether",
     "look after",
+    "looking at",
+    "looking whether",
+    "wish",
+    "wishes",
 ];
 
-/// Returns the paragraphs, list items and table cells of a page, without blocks of code and comments.
+/// Returns the paragraphs, list items and table cells of a page, in quotes or not, without blocks of code and comments.
 fn prose(text: &str) -> Vec<String> {
     let (mut parts, mut is_code, mut is_comment) = (vec![String::new()], false, false);
     for line in text.lines() {
@@ -50,14 +57,14 @@ fn prose(text: &str) -> Vec<String> {
             parts.push(String::new());
             continue;
         }
-        let line = line.trim();
+        let line = line.trim().trim_start_matches("> ");
         let number = line.trim_start_matches(|character: char| character.is_ascii_digit());
         let begins_item = line.starts_with("- ") || line.starts_with("* ") || number.starts_with(". ");
         if line.is_empty() || line.starts_with('#') || begins_item || line.starts_with('|') {
             parts.push(String::new());
         }
         if line.starts_with('|') {
-            parts.extend(line.split('|').map(str::to_owned));
+            parts.extend(line.replace("\\|", "/").split('|').map(str::to_owned));
             parts.push(String::new());
         } else {
             let last = parts.last_mut().expect("there is always one");
@@ -81,12 +88,13 @@ fn without_code_and_links(text: &str) -> String {
     plain
 }
 
-/// Returns the sentences of a text: each ends with a full stop, a colon, a semicolon, a question or exclamation mark before a space.
+/// Returns the sentences of a text: each ends with a full stop, a question or exclamation mark before a space. A colon or a
+/// semicolon ends none: what stands before it has to be kept in mind.
 fn sentences(text: &str) -> Vec<Vec<&str>> {
     let mut sentences = vec![Vec::new()];
     for word in text.split_whitespace() {
         sentences.last_mut().expect("there is always one").push(word);
-        if word.trim_end_matches(['*', ')', '"', '”', '_']).ends_with(['.', ':', ';', '?', '!']) {
+        if word.trim_end_matches(['*', ')', '"', '”', '_']).ends_with(['.', '?', '!']) {
             sentences.push(Vec::new());
         }
     }
@@ -111,6 +119,27 @@ fn faults(text: &str) -> Vec<String> {
 }
 
 #[test]
+fn a_long_sentence_is_found_wherever_it_stands() {
+    let long = "word ".repeat(MOST_WORDS / 2) + "word: " + &"word ".repeat(MOST_WORDS / 2) + "end.";
+    for (text, is_found) in [
+        (long.clone(), true),
+        (format!("- {long}"), true),
+        (format!("  1. {long}"), true),
+        (format!("> {long}"), true),
+        (format!("| a | {long} |"), true),
+        (format!("| a \\| b | {long} |"), true),
+        (long.replace(':', ";"), true),
+        (long.replace(':', "."), false),
+        (format!("```\n{long}\n```"), false),
+    ] {
+        let found: Vec<_> = prose(&text).into_iter().flat_map(|part| faults(&without_code_and_links(&part))).collect();
+        assert_eq!(!found.is_empty(), is_found, "{text}");
+    }
+    let parts = comments(&format!("# {long}\n# key = 1\n# next\n"));
+    assert!(parts.len() == 2 && faults(&parts[0]).len() == 1 && parts[1].trim() == "next", "{parts:?}");
+}
+
+#[test]
 fn the_documents_are_in_plain_english() {
     let mut all = Vec::new();
     let more = ["ARCHITECTURE.md", "CHANGELOG.md", "SECURITY.md"]
@@ -120,6 +149,98 @@ fn the_documents_are_in_plain_english() {
         all.extend(found.map(|fault| format!("{}: {fault}", path.display())));
     }
     assert!(all.is_empty(), "{}", all.join("\n"));
+}
+
+/// Returns the paragraphs of the comments in worker.toml. A commented key, a list of values or an empty line ends one.
+fn comments(toml: &str) -> Vec<String> {
+    let mut parts = vec![String::new()];
+    for line in toml.lines() {
+        let comment = line.strip_prefix("# ").unwrap_or_default();
+        let is_key = comment.starts_with(['[', '{'])
+            || comment.split_once(" = ").is_some_and(|(key, _)| !key.contains([' ', ',', '.']));
+        if comment.is_empty() || is_key || comment.starts_with(' ') {
+            parts.push(String::new());
+        }
+        if !is_key {
+            let last = parts.last_mut().expect("there is always one");
+            last.push_str(comment);
+            last.push(' ');
+        }
+    }
+    parts
+}
+
+#[test]
+fn the_comments_of_the_configuration_are_in_plain_english() {
+    let parts = comments(config::DEFAULTS);
+    assert!(parts.iter().map(|part| part.len()).sum::<usize>() > 20_000, "the comments are found");
+    let found: Vec<_> = parts.iter().flat_map(|part| faults(&without_code_and_links(part))).collect();
+    assert!(found.is_empty(), "{}", found.join("\n"));
+}
+
+/// Collects what `--help` prints of a command and of all below it.
+fn help(command: &Command, into: &mut Vec<(String, String)>) {
+    let own = [command.get_about(), command.get_long_about(), command.get_after_help(), command.get_after_long_help()];
+    let of_arguments = command.get_arguments().flat_map(|argument| [argument.get_help(), argument.get_long_help()]);
+    let texts = own.into_iter().chain(of_arguments).flatten();
+    into.extend(texts.map(|text| (command.get_name().to_owned(), text.to_string())));
+    command.get_subcommands().for_each(|below| help(below, into));
+}
+
+#[test]
+fn the_help_is_in_plain_english() {
+    let mut texts = Vec::new();
+    help(&Arguments::command(), &mut texts);
+    assert!(texts.len() > 150, "{} texts", texts.len());
+    let of_text = |(name, text): (String, String)| {
+        let found = text.split("\n\n").flat_map(|part| faults(&without_code_and_links(&part.replace('\n', " "))));
+        found.map(|fault| format!("{name}: {fault}")).collect::<Vec<_>>()
+    };
+    let found: Vec<_> = texts.into_iter().flat_map(of_text).collect();
+    assert!(found.is_empty(), "{}", found.join("\n"));
+}
+
+/// Collects the texts of each "description" in a schema.
+fn descriptions(schema: &serde_json::Value, into: &mut Vec<String>) {
+    match schema {
+        serde_json::Value::Object(members) => {
+            into.extend(members.get("description").and_then(|text| text.as_str()).map(str::to_owned));
+            members.values().for_each(|member| descriptions(member, into));
+        }
+        serde_json::Value::Array(members) => members.iter().for_each(|member| descriptions(member, into)),
+        _ => {}
+    }
+}
+
+/// Returns the summaries and descriptions of alerts. A text that begins with ">-" stands in the deeper lines that follow.
+fn alerts(rules: &str) -> Vec<String> {
+    let depth = |line: &str| line.len() - line.trim_start().len();
+    let mut texts = Vec::new();
+    let mut lines = rules.lines().peekable();
+    while let Some(line) = lines.next() {
+        let key = line.trim().strip_prefix("summary:").or_else(|| line.trim().strip_prefix("description:"));
+        let Some(first) = key.map(str::trim) else { continue };
+        let mut text = first.trim_start_matches(">-").trim_matches(['"', '\'']).to_owned();
+        while let Some(more) = lines.next_if(|more| depth(more) > depth(line) && !more.trim().is_empty()) {
+            text.push(' ');
+            text.push_str(more.trim());
+        }
+        texts.push(text);
+    }
+    texts
+}
+
+#[test]
+fn schemas_and_alerts_are_in_plain_english() {
+    let read = |path: &str| std::fs::read_to_string(root().join(path)).unwrap();
+    let mut texts = Vec::new();
+    for path in ["schemas/event.v1.json", "schemas/worker.v1.json"] {
+        descriptions(&serde_json::from_str(&read(path)).unwrap(), &mut texts);
+    }
+    texts.extend(alerts(&read("deploy/prometheus/chainwriter.rules.yml")));
+    assert!(texts.len() > 100, "{} texts", texts.len());
+    let found: Vec<_> = texts.iter().flat_map(|text| faults(&without_code_and_links(text))).collect();
+    assert!(found.is_empty(), "{}", found.join("\n"));
 }
 
 /// A string of the program, and whether it is the message of a log line.

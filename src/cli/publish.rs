@@ -13,7 +13,7 @@ use crate::cli::envelope::Envelope;
 use crate::cli::{exit, progress, say, stop};
 use crate::config::Settings;
 use crate::model::headers::header;
-use crate::model::text::counted;
+use crate::model::text::{counted, json_fault};
 use crate::model::{BodyHash, Headers, Message, Origin, Properties, RequestId, Timestamp};
 use crate::policy::admission::{AdmissionRules, Candidate, admit, sheltered};
 
@@ -21,6 +21,8 @@ use crate::policy::admission::{AdmissionRules, Candidate, admit, sheltered};
 const BATCH: usize = 256;
 /// Faults of a file that are printed.
 const SHOWN_FAULTS: u64 = 10;
+/// Ids made of bodies that are printed.
+const SHOWN_IDS: u64 = 10;
 
 #[derive(Debug, Args)]
 pub(super) struct Arguments {
@@ -69,8 +71,16 @@ pub(super) async fn run(arguments: Arguments, settings: Settings) -> anyhow::Res
         None => progress(ProgressBar::new_spinner(), "{spinner} {pos} published, {rate}, {elapsed}"),
     };
     let publisher = connection.publisher();
-    let mut publishing =
-        Publishing { maker: &maker, publisher, progress: bar, confirmed: 0, on_way: 0, faults: 0, is_away: false };
+    let mut publishing = Publishing {
+        maker: &maker,
+        publisher,
+        progress: bar,
+        confirmed: 0,
+        shown: 0,
+        on_way: 0,
+        faults: 0,
+        is_away: false,
+    };
     let is_stopped = tokio::select! {
         biased;
         stopped = tokio::signal::ctrl_c() => stopped.is_ok(),
@@ -220,8 +230,7 @@ impl<'a> Maker<'a> {
 
 /// Says what is wrong with a body, and where: in its line, or in the whole file.
 fn no_json(fault: &serde_json::Error, is_line: bool) -> anyhow::Error {
-    let text = fault.to_string();
-    let words = text.rsplit_once(" at line ").map_or(text.as_str(), |(words, _)| words);
+    let words = json_fault(fault);
     let (line, column) = (fault.line(), fault.column());
     let place = if is_line { String::new() } else { format!("line {line}, ") };
     anyhow::anyhow!("{place}column {column}: it is not JSON: {words}")
@@ -240,6 +249,8 @@ struct Publishing<'p> {
     publisher: SessionPublisher,
     progress: ProgressBar,
     confirmed: u64,
+    /// Ids that were printed.
+    shown: u64,
     /// Messages that have gone out, and may have no confirm yet.
     on_way: usize,
     faults: u64,
@@ -299,7 +310,24 @@ impl Publishing<'_> {
         self.on_way = 0;
         self.confirmed += batch.len() as u64;
         self.progress.inc(batch.len() as u64);
+        if self.maker.arguments.id.is_none() {
+            self.show_ids(batch);
+        }
         Ok(())
+    }
+
+    /// Prints the ids that were made of bodies: `status` asks for them.
+    fn show_ids(&mut self, batch: &[Outgoing]) {
+        for id in batch.iter().filter_map(|outgoing| outgoing.message.properties.message_id.as_deref()) {
+            match self.shown {
+                0..SHOWN_IDS => self.progress.suspend(|| say(format_args!("id {id}"))),
+                SHOWN_IDS => self.progress.suspend(|| {
+                    say("more ids are not shown; each is the SHA-256 of its body. --id takes them from the bodies");
+                }),
+                _ => return,
+            }
+            self.shown += 1;
+        }
     }
 
     fn report(&mut self, text: std::fmt::Arguments<'_>) {

@@ -128,7 +128,9 @@ fn without_lines_of_the_file(error: &str) -> String {
     let is_quoted = |line: &&str| {
         line.split_once('|').is_some_and(|(margin, _)| margin.chars().all(|c| c.is_ascii_digit() || c == ' '))
     };
-    error.lines().filter(|line| !is_quoted(line)).map(str::trim).collect::<Vec<_>>().join(": ")
+    let text = error.lines().filter(|line| !is_quoted(line)).map(str::trim).collect::<Vec<_>>().join(": ");
+    let text = text.replace("TOML parse error at line", "it is not TOML at line");
+    text.replace("string values must be quoted, expected literal string", "a text needs quotes, as in key = \"text\"")
 }
 
 /// Returns the fault of a variable that would be a key if it had two underscores where it has one. Others with the prefix

@@ -16,7 +16,7 @@ pub enum JournalError {
     /// The database is none that a journal can stand on.
     #[error("the journal's database cannot be used: {0}")]
     Unfit(String),
-    #[error("there is no journal {path}; is journal.url the worker's?")]
+    #[error("there is no journal {path}: no worker has started with it yet, or journal.url is not the worker's")]
     Missing {
         /// The file, or the database.
         path: String,

@@ -20,6 +20,7 @@ use crate::journal::requests::{KNOWN_COLUMNS, known, message, request_state, seq
 use crate::journal::row_numbers::{AccountId, Lease, RequestSeq};
 use crate::journal::states::Change;
 use crate::model::request::Observation;
+use crate::model::text::counted;
 use crate::model::{Cause, Event, Generation, IncidentKind, Message, RequestId, RequestState, TxHash};
 use crate::policy::arrival::Known;
 
@@ -225,7 +226,10 @@ impl LaneWrite<'_> {
             let at = transaction.as_ref().map_or(Ok(-1), |transaction| nonce(transaction.nonce))?;
             let batch = stored.iter().filter(|(nonce, _)| *nonce == at).map(|(_, request)| *request);
             if !batch.clone().eq(decisions.others.iter().map(|(request, _)| *request)) {
-                let detail = format!("nonce {at} is for {} more requests, and others were decided on", batch.count());
+                let detail = format!(
+                    "nonce {at} is for {}, and others were decided on",
+                    counted(batch.count() as u64, "more request")
+                );
                 return Err(JournalError::inconsistent("settle a batch", detail));
             }
         }

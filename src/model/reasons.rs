@@ -161,7 +161,7 @@ reasons! {
             "it has more gas than `policy.max_gas`",
             "operator: raise that, then send it back";
         MaxFee = "max_fee", Safe,
-            "its gas may cost more than `policy.max_fee` at the price of now; or it was signed, its route's `max_fee` got it into no block, and its nonce was cancelled; retried",
+            "its gas may cost more than `policy.max_fee` at the current price; or it was signed, its route's `max_fee` got it into no block, and its nonce was cancelled; retried",
             "operator: send it back when gas is cheaper, or raise that";
         ValuePerDay = "value_per_day", AfterChange,
             "it alone pays more than `policy.value_per_day`",

@@ -9,6 +9,33 @@ pub fn counted(count: u64, one: &str) -> String {
     format!("{count} {one}{}", if count == 1 { "" } else { "s" })
 }
 
+/// Returns what is wrong with a JSON text, in words that need no knowledge of the parser, without the place.
+pub fn json_fault(error: &serde_json::Error) -> String {
+    let text = error.to_string();
+    let words = text.rsplit_once(" at line ").map_or(text.as_str(), |(words, _)| words);
+    let plain = match words {
+        "expected value" => "a value is expected here: a text in double quotes, a number, true, false, null, { or [",
+        "expected ident" => "this is neither true, false nor null; a text needs double quotes",
+        "key must be a string" => "a name in an object needs double quotes",
+        "expected `:`" => "a colon is expected after the name",
+        "trailing comma" => "a comma before the end; take it out",
+        "trailing characters" => "the JSON has ended before this; only one value may stand here",
+        "invalid escape" => "a backslash and the character behind it are no escape; write \\\\ for a backslash",
+        "recursion limit exceeded" => "arrays and objects are nested too deeply",
+        "EOF while parsing a list" => "it ends before the array is closed with ]",
+        "EOF while parsing an object" => "it ends before the object is closed with }",
+        "EOF while parsing a string" => "it ends before the text is closed with a double quote",
+        "EOF while parsing a value" => "it ends where a value is expected",
+        other => other,
+    };
+    plain.to_owned()
+}
+
+/// Returns what is wrong with a JSON text, and where.
+pub fn placed_json_fault(error: &serde_json::Error) -> String {
+    format!("{} (line {}, column {})", json_fault(error), error.line(), error.column())
+}
+
 /// Cuts the text to its beginning, between two characters.
 pub fn cut(mut text: String, most_bytes: usize) -> String {
     if text.len() > most_bytes {
@@ -96,6 +123,19 @@ mod tests {
     fn what_steers_a_terminal_is_shown_and_not_sent() {
         assert_eq!(escaped("a\u{1b}[2Jb\nü"), "a\\u{1b}[2Jb\\nü");
         assert_eq!(format!("{:>5}|{:<3}|", Escaped("ab"), Escaped("\n")), "   ab|\\n |");
+    }
+
+    #[test]
+    fn what_is_wrong_with_a_json_text_is_said_in_plain_words() {
+        let fault = |text: &str| placed_json_fault(&serde_json::from_str::<serde_json::Value>(text).unwrap_err());
+        assert_eq!(
+            fault("not json"),
+            "this is neither true, false nor null; a text needs double quotes (line 1, column 2)"
+        );
+        for text in ["", "x", "nul", "{", "[", "[1,]", "{a:1}", "{\"a\" 1}", "{\"a", "{\"a\":1}}", "\"\\q\""] {
+            let fault = fault(text);
+            assert!(!["EOF", "ident", "trailing", "expected value"].iter().any(|word| fault.contains(word)), "{fault}");
+        }
     }
 
     #[test]

@@ -60,7 +60,7 @@ impl Permits {
         for (rule, most) in [(Reason::MaxFee, self.max_fee), (Reason::FeePerDay, self.fee_per_day)] {
             if let Some(most) = most.filter(|most| cost > *most) {
                 let l1 = if l1_fee > Wei(0) { format!(" with {l1_fee} for L1") } else { String::new() };
-                let detail = format!("its {gas} gas may cost {cost}{l1} at the price of now, policy.{rule} is {most}");
+                let detail = format!("its {gas} gas may cost {cost}{l1} at the current price, policy.{rule} is {most}");
                 return Err(Cause::new(rule, detail));
             }
         }

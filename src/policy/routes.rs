@@ -235,13 +235,14 @@ impl Route {
 
 impl fmt::Display for Route {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Self { name, matches, to, calldata, .. } = self;
+        let Self { name, matches, to, calldata, schema, .. } = self;
         match to {
             Some(to) => write!(f, "route {name}: {matches} to {to}, ")?,
             None => write!(f, "route {name}: {matches}, ")?,
         }
         match calldata {
-            Calldata::Body => f.write_str("the body as calldata, byte for byte"),
+            Calldata::Body if schema.is_none() => f.write_str("any body as calldata, byte for byte and unchecked"),
+            Calldata::Body => f.write_str("a body that keeps to the schema as calldata, byte for byte"),
             Calldata::HexBody => f.write_str("the body, hexadecimal text, as calldata"),
             Calldata::Call(call) => write!(f, "{}", call.signature()),
             Calldata::Carried => f.write_str("the transaction that its body has"),

@@ -6,6 +6,7 @@ use std::sync::Arc;
 use serde_json::Value;
 
 use crate::model::cause::cut;
+use crate::model::text::placed_json_fault;
 
 /// Longest part of a wrong value, and of the expected one, in a message.
 const SHOWN_BYTES: usize = 300;
@@ -23,7 +24,8 @@ impl fmt::Debug for Schema {
 impl Schema {
     /// Returns the schema in this text. What it refers to must be in it: nothing is fetched.
     pub fn new(text: &str) -> Result<Self, String> {
-        let schema: Value = serde_json::from_str(text).map_err(|error| format!("is not JSON: {error}"))?;
+        let schema: Value =
+            serde_json::from_str(text).map_err(|error| format!("is not JSON: {}", placed_json_fault(&error)))?;
         let compiled = jsonschema::validator_for(&schema);
         let compiled = compiled
             .map_err(|error| format!("is no JSON Schema at {}: {error}", place(error.instance_path().as_str())))?;

@@ -91,7 +91,7 @@ pub async fn replaced(kind: Kind) -> Outcome {
     let case = Case::start(kind, Wanted { gas_limit: LIMIT, ..Wanted::each(1) }).await;
     let config = case.config().with("fees", "max_tip = \"20 gwei\"").with("chain", "replace_after = \"2s\"");
     let (home, worker) = case.worker(&config);
-    wait_until("the lane works", LONG, async || worker.log().contains("the lane works")).await;
+    wait_until("the lane owns its account", LONG, async || worker.log().contains("the lane owns its account")).await;
     let price = hex(400_000_000_000_u64);
     let fill = json!({ "data": LOOP, "gas": hex(LIMIT - 5_000), "maxFeePerGas": price,
         "maxPriorityFeePerGas": hex(3_000_000_000_u64) });

@@ -126,7 +126,7 @@ pub async fn fee_cap(kind: Kind) -> Outcome {
     let case = Case::start(kind, wanted).await;
     let config = case.config().with("write", "gas = 16000000").with("fees", "min_tip = \"2 gwei\"");
     let (home, worker) = case.worker(&config.with("retry", "max_attempts = 1"));
-    wait_until("the lane works", LONG, async || worker.log().contains("the lane works")).await;
+    wait_until("the lane owns its account", LONG, async || worker.log().contains("the lane owns its account")).await;
     // The node's own account is not held to the cap at this price; full blocks keep the base fee up.
     let fill = json!({ "data": "0x5b600056", "gas": hex(16_000_000), "maxFeePerGas": hex(3_000_000_000_u64),
         "maxPriorityFeePerGas": hex(1) });

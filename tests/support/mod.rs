@@ -33,6 +33,7 @@ pub mod rabbit_control;
 pub mod raw_amqp;
 pub mod rpc;
 pub mod tls;
+pub mod tour;
 pub mod worker;
 
 pub use amqp::{Amqp, Taken, Watch, headers, next_event, with_id};

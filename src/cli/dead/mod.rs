@@ -85,7 +85,7 @@ struct Which {
     /// Dead for less.
     #[arg(long, value_name = "AGE", value_parser = humantime::parse_duration)]
     newer_than: Option<Duration>,
-    /// Sent back less than this many times.
+    /// Sent back fewer times than this.
     #[arg(long, value_name = "N")]
     replays_below: Option<u32>,
     /// With this header; several must all be there.

@@ -12,6 +12,7 @@ use crate::cli::dead::{Named, plain};
 use crate::cli::{age_text, complain, exit, say, status};
 use crate::config::Settings;
 use crate::journal::History;
+use crate::model::text::counted;
 use crate::model::{HeaderValue, Message, Timestamp};
 use crate::policy::letters::Letter;
 use crate::policy::letters::replay::Answer;
@@ -159,5 +160,5 @@ fn body_text(body: &[u8], full: bool) -> String {
     let cut =
         if shown < body.len() { format!(", the first {shown} are shown; --full shows all") } else { String::new() };
     let head = if head.is_empty() { String::new() } else { format!("\n    {head}") };
-    format!("  body       {} bytes, {kind}{cut}{head}", body.len())
+    format!("  body       {}, {kind}{cut}{head}", counted(body.len() as u64, "byte"))
 }

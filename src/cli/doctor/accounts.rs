@@ -102,8 +102,11 @@ async fn key_at_server(settings: &RemoteSettings) -> Finding {
     }
     let listed: Vec<_> = accounts.iter().take(SHOWN_ACCOUNTS).map(ToString::to_string).collect();
     let listed = if listed.is_empty() { "none".to_owned() } else { listed.join(", ") };
-    Finding::fail(AREA, format!("{label} has no key of {wanted}; it has {} keys: {listed}", accounts.len()))
-        .remedy("correct the signer's address, or load the key")
+    Finding::fail(
+        AREA,
+        format!("{label} has no key of {wanted}; it has {}: {listed}", counted(accounts.len() as u64, "key")),
+    )
+    .remedy("correct the signer's address, or load the key")
 }
 
 /// Returns what nodes make of an account with code.

@@ -2,9 +2,7 @@
 
 use std::time::Duration;
 
-use crate::broker::{
-    self, BrokerError, Inspection, ObjectFault, QueueDepths, QueueRole, TAKES_NO_MESSAGES, TopologyMode,
-};
+use crate::broker::{self, BrokerError, Inspection, ObjectFault, QueueDepths, QueueRole, TopologyMode};
 use crate::cli::doctor::finding::Finding;
 use crate::cli::spell;
 use crate::config::Settings;
@@ -30,15 +28,7 @@ fn unreachable(error: &BrokerError) -> Finding {
         return Finding::fail(AREA, format!("cannot connect at {broker}: {detail}")).remedy(*remedy);
     }
     let text = error.to_string();
-    let remedy = if text.contains(TAKES_NO_MESSAGES) {
-        "see which with `rabbitmq-diagnostics alarms`, and make room: until then nothing is published, and nothing is lost"
-    } else if text.contains("ACCESS_REFUSED") {
-        "correct user and password in broker.uri, or give the user rights on the virtual host with `rabbitmqctl set_permissions`"
-    } else if text.contains("NOT_ALLOWED") || text.contains("not found") {
-        "correct the virtual host in broker.uri, or make it with `rabbitmqctl add_vhost`"
-    } else {
-        "start RabbitMQ, or correct host, port and scheme in broker.uri"
-    };
+    let remedy = broker::remedy_for(&text);
     Finding::fail(AREA, text).remedy(remedy)
 }
 

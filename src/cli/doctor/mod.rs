@@ -99,8 +99,10 @@ fn summary(findings: &[Finding]) -> String {
         areas.dedup();
         (count > 0).then(|| format!("{count} {}: {}", if count == 1 { one } else { many }, areas.join(", ")))
     };
-    let bad: Vec<_> =
-        [of(Level::Fail, "fails", "fail"), of(Level::Warn, "warning", "warnings")].into_iter().flatten().collect();
+    let bad: Vec<_> = [of(Level::Fail, "failure", "failures"), of(Level::Warn, "warning", "warnings")]
+        .into_iter()
+        .flatten()
+        .collect();
     let checks = counted(findings.len() as u64, "check");
     if bad.is_empty() { format!("{checks}: all is well") } else { format!("{checks}; {}", bad.join("; ")) }
 }
@@ -121,7 +123,8 @@ mod tests {
         assert_eq!(summed(&[&well]), "1 check: all is well");
         assert_eq!(summed(&[&well, &note]), "2 checks: all is well");
         assert_eq!(summed(&[&warning, &well]), "2 checks; 1 warning: disk");
+        assert_eq!(summed(&[&failure, &well]), "2 checks; 1 failure: broker");
         let worst = [&failure, &warning, &failure, &well];
-        assert_eq!(summed(&worst), "4 checks; 2 fail: broker; 1 warning: disk");
+        assert_eq!(summed(&worst), "4 checks; 2 failures: broker; 1 warning: disk");
     }
 }

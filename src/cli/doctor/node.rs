@@ -9,6 +9,7 @@ use crate::cli::doctor::finding::Finding;
 use crate::cli::doctor::{cost, gas};
 use crate::cli::{spell, text_of};
 use crate::config::Settings;
+use crate::model::text::counted;
 use crate::model::{Address, BlockNumber, Timestamp};
 use crate::policy::finality::FinalityRule;
 use crate::policy::routes::{Calldata, Route};
@@ -63,8 +64,9 @@ async fn finality(settings: &Settings, chain: &NodeClient, head: &Header) -> Res
     };
     if let (FinalityRule::Depth(depth @ 1..), Some(silence)) = (settings.lane.finality, silence(head, takes)) {
         let what = format!(
-            "no block for {}: if the chain makes blocks for transactions only, a write is final only when {depth} further blocks have come",
-            spell(silence)
+            "no block for {}: if the chain makes blocks for transactions only, a write is final only when the chain has made {} more",
+            spell(silence),
+            counted(depth, "block")
         );
         return Ok(Finding::notice(AREA, what)
             .remedy("set chain.finality = 0 where no reorganisation can happen, or let the chain make empty blocks"));

@@ -42,8 +42,7 @@ async fn adopt(journal: &dyn OperatorsJournal, settings: &Settings, order: Order
     journal.adopt(order).await?;
     let JournalId(own) = &standing.journal;
     say(format_args!(
-        "journal {own} takes the queue over from {from} at its next start, or within a minute if it runs. What only the \
-         other journal knows is not known here: a message that it has written, and that is still in the queue or is \
+        "journal {own} takes the queue over from {from} at its next start, or within a minute if it runs. What only the other journal knows is not known here. So a message that it has written, and that is still in the queue or is \
          published again, is written a second time. If there may be such messages, read the chain first with `chainwriter \
          recover --from-block N`. The other journal is refused from then on"
     ));

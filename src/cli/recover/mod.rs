@@ -191,7 +191,7 @@ async fn recover(
 
 const NEXT: &str = "the journal is ready. Start the workers: a message or an open request whose calldata is among these writes \
                     becomes a dead letter with the reason invalid.maybe_written, unless the journal has the transaction \
-                    itself; all others are written. List those with `chainwriter dead list --items --cause .maybe_written`; \
+                    itself. All others are written. List those with `chainwriter dead list --items --cause .maybe_written`; \
                     discard what is written, replay with --even-forgotten what is not. When all messages from before have \
                     come through: chainwriter recover --end";
 

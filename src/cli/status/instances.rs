@@ -7,6 +7,7 @@ use serde::Serialize;
 use crate::cli::{exit, print};
 use crate::config::Settings;
 use crate::journal::{Attendance, Instance, LaneHolder};
+use crate::model::text::counted;
 use crate::model::{Address, Timestamp};
 
 /// The instances and the accounts that each owns, as `--json` prints it.
@@ -76,7 +77,8 @@ impl Overview {
             let owned = accounts.len();
             let _ = writeln!(
                 text,
-                "{worker} on {host}, version {version}, since {started_at}: {owned} of {workable} accounts"
+                "{worker} on {host}, version {version}, since {started_at}: {owned} of {}",
+                counted(*workable as u64, "account")
             );
             write_accounts(&mut text, accounts);
         }

@@ -13,6 +13,7 @@ mod request;
 mod sheet;
 #[cfg(test)]
 mod tests;
+mod unknown;
 mod waits;
 mod watch;
 

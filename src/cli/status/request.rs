@@ -5,11 +5,11 @@ use std::fmt::Write;
 use anyhow::Context;
 use serde::Serialize;
 
-use crate::cli::status::waits;
+use crate::cli::status::{unknown, waits};
 use crate::cli::{exit, print, say};
 use crate::config::Settings;
 use crate::daemon::status::wei;
-use crate::journal::{History, TransactionHistory};
+use crate::journal::{History, Hold, TransactionHistory};
 use crate::model::IncidentKind;
 use crate::model::event::BatchPlace;
 use crate::model::text::Escaped;
@@ -19,14 +19,30 @@ pub(super) async fn run(id: &str, json: bool, settings: Settings) -> anyhow::Res
     let id = RequestId::new(id).context("this is no request id")?;
     let journal = settings.journal.address.open_existing().await?;
     let history = journal.history(&id).await?;
+    let holds = journal.holds().await?;
     journal.close().await;
     match history {
-        Some(history) => {
+        Some(mut history) => {
+            add_holds(&mut history, holds);
             let waits_for = waits::waits(&history, &settings).await;
             let known = Known { history: &history, waits_for: &waits_for };
             print(json, &known, || known.text()).map(|()| exit::OK)
         }
-        None => Ok(report_unknown(&id)),
+        None => Ok(unknown::run(&id, holds, &settings).await),
+    }
+}
+
+/// Adds the holds that cover a request which is not accepted and not settled: they say why nothing of its account or its route moves.
+fn add_holds(history: &mut History, holds: Vec<Hold>) {
+    let request = &history.request;
+    let is_open = RequestState::from_word(&request.state)
+        .is_some_and(|state| !state.is_settled() && state != RequestState::Accepted);
+    let covers = |hold: &Hold| {
+        hold.account.is_none_or(|account| account == request.account)
+            && hold.route.as_ref().is_none_or(|route| *route == request.route)
+    };
+    if is_open {
+        history.holds = holds.into_iter().filter(covers).collect();
     }
 }
 
@@ -52,7 +68,7 @@ impl Known<'_> {
 
 pub(in crate::cli) fn report_unknown(id: &RequestId) -> u8 {
     say(format_args!(
-        "{id}: not known. Either no worker with this journal has taken it from the queue yet, or it was settled longer than journal.retention ago."
+        "{id}: the journal does not know it. Its message may still be in a queue, or it ended more than journal.retention ago; `chainwriter status ID` says more."
     ));
     exit::NOT_FOUND
 }
@@ -78,24 +94,30 @@ pub(in crate::cli) fn explain(history: &History) -> String {
     let replay =
         if history.request.replay > 0 { format!(" of replay {}", history.request.replay) } else { String::new() };
     let _ = writeln!(text, "  attempt    {}{replay}", history.request.attempt);
-    for transaction in &history.transactions {
-        let _ = writeln!(text, "  nonce {:<5}{}", transaction.nonce.0, ending(transaction));
-        for attempt in &transaction.signed {
-            let kind = if attempt.kind == "cancel" { " cancels" } else { "" };
-            let _ = writeln!(
-                text,
-                "    signed   {} {}{kind} at most {} for a unit of gas",
-                attempt.signed_at, attempt.hash, attempt.max_fee
-            );
-            if let Some(cause) = &attempt.cause {
-                let _ = writeln!(text, "             {}", Escaped(cause));
-            }
+    let transactions = history.transactions.iter().map(|transaction| (transaction.created_at, lines_of(transaction)));
+    let incidents = history.incidents.iter().map(|incident| {
+        (incident.at, format!("  {:<10} {} {}\n", incident.what, incident.at, Escaped(&incident.detail)))
+    });
+    let mut steps: Vec<_> = incidents.chain(transactions).collect();
+    // What has the same time stays in the order of the journal.
+    steps.sort_by_key(|(at, _)| at.0);
+    text.extend(steps.into_iter().map(|(_, lines)| lines));
+    text
+}
+
+/// Returns a transaction's end, and each of its signed transactions in a line of its own.
+fn lines_of(transaction: &TransactionHistory) -> String {
+    let mut lines = format!("  nonce {:<5}{}\n", transaction.nonce.0, ending(transaction));
+    for signed in &transaction.signed {
+        let kind = if signed.kind == "cancel" { " cancels" } else { "" };
+        let (at, hash, price) = (signed.signed_at, &signed.hash, &signed.max_fee);
+        // Writing to a text cannot fail.
+        let _ = writeln!(lines, "    signed   {at} {hash}{kind} at most {price} for a unit of gas");
+        if let Some(cause) = &signed.cause {
+            let _ = writeln!(lines, "             {}", Escaped(cause));
         }
     }
-    for incident in &history.incidents {
-        let _ = writeln!(text, "  {:<10} {} {}", incident.what, incident.at, Escaped(&incident.detail));
-    }
-    text
+    lines
 }
 
 fn meaning(history: &History) -> String {
@@ -158,5 +180,58 @@ fn ending(transaction: &TransactionHistory) -> String {
         state @ ("succeeded" | "reverted" | "cancelled") => format!("{state}{place}"),
         "displaced" => "taken by a transaction that is not ours".to_owned(),
         other => other.to_owned(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::journal::{Incident, RequestSummary};
+    use crate::model::{Address, Nonce, Timestamp};
+
+    /// A retry comes back before its transaction is signed, and the page has it in this order.
+    #[test]
+    fn what_happened_is_in_order_of_time() {
+        let at = |second: i64| Timestamp(second * 1000);
+        let incident = |second, what: &str| Incident { at: at(second), what: what.to_owned(), detail: String::new() };
+        let transaction = TransactionHistory {
+            nonce: Nonce(1),
+            state: "succeeded".to_owned(),
+            created_at: at(6),
+            signed: Vec::new(),
+            final_hash: None,
+            block_number: None,
+            block_hash: None,
+            gas_used: None,
+            l1_fee: None,
+            reorged_at: None,
+            batch: None,
+        };
+        let history = History {
+            request: request(at(0)),
+            transactions: vec![transaction],
+            incidents: vec![incident(1, "failed"), incident(5, "returned"), incident(9, "reorged")],
+            holds: Vec::new(),
+        };
+        let text = explain(&history);
+        let places = ["failed", "returned", "nonce 1", "reorged"].map(|word| text.rfind(word).unwrap());
+        assert!(places.is_sorted(), "{text}");
+    }
+
+    fn request(at: Timestamp) -> RequestSummary {
+        RequestSummary {
+            id: "order-1".to_owned(),
+            state: "final".to_owned(),
+            attempt: 1,
+            replay: 0,
+            received_at: at,
+            changed_at: at,
+            chain_id: 1,
+            account: Address([7; 20]),
+            route: String::new(),
+            refused: false,
+            refused_id: None,
+            failure: None,
+        }
     }
 }

@@ -50,7 +50,8 @@ pub(super) async fn waits(history: &History, settings: &Settings) -> Vec<String>
     };
     let live = history.transactions.iter().find(is_live);
     let is_open = matches!(state, Some(RequestState::Accepted | RequestState::Writing));
-    if !is_open && live.is_none() {
+    let waits_for_retry = matches!(state, Some(RequestState::RetryPending | RequestState::RetryWaiting));
+    if !is_open && !waits_for_retry && live.is_none() {
         return Vec::new();
     }
     let mut waits = Vec::new();
@@ -66,6 +67,7 @@ pub(super) async fn waits(history: &History, settings: &Settings) -> Vec<String>
     }
     if let Some(listen) = settings.http_listen {
         match status::ask(listen).await {
+            Ok(report) if waits_for_retry => waits.extend(of_retry(history, &report)),
             Ok(report) => waits.extend(of_worker(history, &report, live.is_some())),
             Err(error) => waits.push(error.to_string()),
         }
@@ -162,9 +164,7 @@ fn final_in_words(
     let word = match rule {
         FinalityRule::Depth(depth) => {
             let on_top = head.0.saturating_sub(number.0);
-            return Some(format!(
-                "confirmations: it is in block {number}, {on_top} of {depth} blocks are on top of it"
-            ));
+            return Some(format!("confirmations: it is in block {number}; blocks on top of it: {on_top} of {depth}"));
         }
         FinalityRule::Safe => "safe",
         FinalityRule::Finalized => "finalized",
@@ -195,6 +195,16 @@ fn of_worker(history: &History, report: &WorkerReport, is_signed: bool) -> Vec<S
     waits
 }
 
+/// Returns what keeps a retry from being taken in once its time has come.
+fn of_retry(history: &History, report: &WorkerReport) -> Vec<String> {
+    let broker = report.broker.detail.iter().map(|why| format!("the broker, which is {}: {why}", report.broker.state));
+    let lane = report.lanes.iter().find(|lane| lane.account == history.request.account);
+    let pause = lane.and_then(|lane| lane.paused.as_ref()).map(|PauseReport { reason, detail }| {
+        format!("the account, once its retry is due: it pauses ({reason}): {detail}")
+    });
+    broker.chain(pause).collect()
+}
+
 fn of_queue(lane: &LaneReport, report: &WorkerReport) -> Option<String> {
     if lane.paused.is_some() {
         return None;
@@ -222,7 +232,7 @@ mod tests {
         let block = |confirmed| Place::Block { number: BlockNumber(99), confirmed };
         let refused = || Some(Err("block 99 is not final there yet".to_owned()));
         let table = [
-            (FinalityRule::Depth(3), None, block(None), "it is in block 99, 1 of 3 blocks are on top"),
+            (FinalityRule::Depth(3), None, block(None), "it is in block 99; blocks on top of it: 1 of 3"),
             (FinalityRule::Depth(1), None, block(None), "the worker: block 99 is final"),
             (FinalityRule::Depth(0), None, block(Some(Ok(()))), "the worker: block 99 is final"),
             (

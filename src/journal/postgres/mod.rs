@@ -117,7 +117,7 @@ impl Database for Postgres {
             if connection.simple("read its settings", &format!("SHOW {setting}")).await? == "off" {
                 concerns.push(format!(
                     "{setting} = off: when the database's host fails, {loses} may be lost, and what was written to the \
-                     chain may be written again; set {setting} = on and restart the database"
+                     chain may be written again. Set {setting} = on, and restart the database"
                 ));
             }
         }
@@ -199,7 +199,7 @@ async fn expect_own_sessions(one: &Connection, two: &Connection) -> Result<()> {
 }
 
 const POOLER: &str = "it is behind a pooler in transaction mode (such as PgBouncer's pool_mode = transaction), where \
-                      settings and prepared statements do not last; name the database itself in journal.url, or a pool \
+                      settings and prepared statements do not last. Name the database itself in journal.url, or a pool \
                       in session mode";
 
 async fn check_settings(connection: &Connection) -> Result<()> {

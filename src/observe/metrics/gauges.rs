@@ -65,7 +65,7 @@ gauges! {
     lane_fee = "lane_fee_wei" by ["account"], "What a transaction would offer now at most, for one unit of gas";
     lane_balance = "lane_balance_ether" by ["account"], "What the account has, asked once a minute";
     lane_nonces_filled = "lane_nonces_filled" by ["account"],
-        "Nonces in gaps that something was sent for since the start";
+        "Missing nonces that were filled since the start";
     lane_retiring = "lane_retiring_left" by ["account"],
         "Requests and events that an account with retire = true has left to finish; absent for others";
     lane_on_hold = "lane_on_hold" by ["account"], "1 while an operator holds the account, or everything";

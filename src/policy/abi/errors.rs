@@ -4,8 +4,11 @@ use alloy_dyn_abi::{DynSolType, DynSolValue, Specifier};
 use alloy_json_abi::{Error as AbiError, JsonAbi, Param};
 use serde_json::Value;
 
+use crate::model::text::placed_json_fault;
+
 pub(super) fn abi_of(file: &str) -> Result<JsonAbi, String> {
-    let json: Value = serde_json::from_str(file).map_err(|error| format!("is not JSON: {error}"))?;
+    let json: Value =
+        serde_json::from_str(file).map_err(|error| format!("is not JSON: {}", placed_json_fault(&error)))?;
     let list = json.get("abi").cloned().unwrap_or(json);
     serde_json::from_value(list).map_err(|error| format!("is no ABI: {error}"))
 }

@@ -7,6 +7,7 @@ use serde::de::{self, DeserializeSeed, Deserializer, MapAccess, SeqAccess, Visit
 use serde_json::{Map, Number, Value};
 
 use crate::model::cause::cut;
+use crate::model::text::placed_json_fault;
 use crate::policy::body::fault::SHOWN_BYTES;
 
 const MARK: &[u8] = b"\xef\xbb\xbf";
@@ -27,8 +28,8 @@ pub(super) fn read(bytes: &[u8]) -> Result<Value, String> {
         return Err("it begins with a byte order mark of UTF-16; expected UTF-8".to_owned());
     }
     let mut reader = serde_json::Deserializer::from_slice(without_mark(bytes));
-    let value = Strict.deserialize(&mut reader).map_err(|error| error.to_string())?;
-    reader.end().map_err(|error| error.to_string())?;
+    let value = Strict.deserialize(&mut reader).map_err(|error| placed_json_fault(&error))?;
+    reader.end().map_err(|error| placed_json_fault(&error))?;
     Ok(value)
 }
 

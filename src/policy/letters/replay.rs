@@ -235,7 +235,7 @@ impl Answer {
                  --even-forgotten"
             }
             Self::MaybeWritten => {
-                "not known to be safe: the journal was lost or an older copy came back, and the chain may have its write: \
+                "not known to be safe. The journal was lost or an older copy came back, and the chain may have its write: \
                  the transaction that the letter names, or another one. If it has, `dead discard` it; if not, replay it \
                  with --even-forgotten"
             }

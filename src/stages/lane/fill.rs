@@ -289,7 +289,7 @@ impl Term<'_> {
             if let Some(transaction) = self.flight.of_request(request.seq) {
                 // A shared transaction is not cancelled for one of its requests. Where it fails, the request is.
                 if transaction.wanted_cause().is_none() && !transaction.payload.requests.is_batch() {
-                    warn!(request.id = %request.id, tx.nonce = %transaction.nonce, cause = detail, "an operator wants this write no more; its nonce is cancelled unless it lands first");
+                    warn!(request.id = %request.id, tx.nonce = %transaction.nonce, cause = detail, "an operator cancels this write; its nonce is cancelled unless the write lands first");
                     transaction.cancel_cause = Some(Cause::new(Reason::Cancelled, detail));
                 }
             } else if serves

@@ -329,7 +329,7 @@ fn log_pause(account: Address, reason: PauseReason, detail: &str) {
     if reason == PauseReason::JournalIsBehind {
         error!(%account, pause.reason = %reason, detail, "the lane pauses until an operator acts");
     } else {
-        error!(%account, pause.reason = %reason, detail, "the lane pauses; it resumes by itself");
+        error!(%account, pause.reason = %reason, detail, "the lane pauses while this lasts; `chainwriter doctor` says what to do");
     }
 }
 

@@ -187,7 +187,7 @@ impl Term<'_> {
         let RecoveredWrite { tx_hash, nonce, block_number, .. } = write;
         let detail = format!(
             "transaction {tx_hash} of {}, nonce {nonce} in block {block_number}, asks for what request {request} asks for, and \
-             the journal does not know it: the journal is older than the chain, or not the only one. Stop the workers and run \
+             the journal does not know it. The journal is older than the chain, or not the only one. Stop the workers and run \
              `chainwriter recover`",
             self.account()
         );

@@ -39,7 +39,7 @@ impl PoolCheck {
     }
 
     pub(super) fn distrust(&mut self, why: &'static str) {
-        info!(why, "the count of pending transactions says nothing about pools; it is not asked for, for a while");
+        info!(why, "the count of pending transactions says nothing about pools; it is asked for again later");
         (self.distrusted_until, self.blind) = (Some(Instant::now() + DISTRUST), 0);
     }
 

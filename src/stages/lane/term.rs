@@ -215,7 +215,7 @@ impl<'l> Term<'l> {
         self.recall_reorged().await?;
         self.recall_foreign_use().await?;
         self.context.signals.lease.send_replace(Some(self.lease.clone()));
-        info!(account = %self.account(), lease.epoch = self.lease.epoch, tx.live = self.flight.len(), "the lane works");
+        info!(account = %self.account(), lease.epoch = self.lease.epoch, tx.live = self.flight.len(), "the lane owns its account");
         self.context.to_settle(FromLane::Resume(account)).await;
         Ok(())
     }

@@ -214,12 +214,15 @@ impl Settle {
                     self.held.hold(id, generation, token);
                 }
                 Admitted::Known { id, token } => {
-                    info!(request.id = %id, "settled already: acked");
+                    debug!(request.id = %id, "settled already: acked");
                     known.push(token);
                 }
                 Admitted::Refused(message) => refused.push(message),
                 Admitted::Postponed(postponed) => self.postponed.push_back(postponed),
             }
+        }
+        if !known.is_empty() {
+            info!(messages = known.len(), "duplicates of settled requests acked");
         }
         ack(&self.meter, known).await;
         self.record_refused(&refused).await?;

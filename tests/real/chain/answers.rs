@@ -121,7 +121,7 @@ async fn a_foreign_transaction_in_the_pool_makes_no_first_attempt_move_to_anothe
     stage.topology(&home).await;
     let worker = home.start(BINARY);
     // What is in the pool at the start is waited for.
-    wait_log(&worker, "the lane works").await;
+    wait_log(&worker, "the lane owns its account").await;
     tokio::time::sleep(Duration::from_secs(2)).await;
     let foreign = stage.anvil.call("eth_sendTransaction", foreign).await.unwrap();
     publish(&stage, 0..1).await;

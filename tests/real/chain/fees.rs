@@ -197,7 +197,7 @@ async fn status_says_what_a_write_still_waits_for() {
     };
     waits("a block: it is in none up to 0, and a node has it in its pool").await;
     stage.anvil.mine(2).await.unwrap();
-    waits("confirmations: it is in block 1, 1 of 3 blocks are on top of it").await;
+    waits("confirmations: it is in block 1; blocks on top of it: 1 of 3").await;
     worker.stop().await;
     stage.anvil.mine(2).await.unwrap();
     waits("the worker: block 1 is final").await;

@@ -155,7 +155,7 @@ async fn no_contract_is_deployed_with_an_account_that_a_worker_has() {
     let home = WorkerHome::new(&stage.config());
     stage.topology(&home).await;
     let mut worker = home.start(BINARY);
-    crate::stage::wait_log(&worker, "the lane works").await;
+    crate::stage::wait_log(&worker, "the lane owns its account").await;
     let (code, text) = home.command(BINARY, &["contract", "deploy"]).await;
     assert!(code == 70 && text.contains("a worker works for 0xf39"), "{code} {text}");
     assert_eq!(worker.stop().await.code(), Some(0));

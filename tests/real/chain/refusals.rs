@@ -219,7 +219,7 @@ async fn a_foreign_transaction_in_the_pool_is_replaced_in_one_step_where_the_cap
     stage.topology(&home).await;
     let worker = home.start(BINARY);
     // What is in the pool at the start is waited for.
-    wait_log(&worker, "the lane works").await;
+    wait_log(&worker, "the lane owns its account").await;
     tokio::time::sleep(Duration::from_secs(2)).await;
     stage.anvil.call("eth_sendTransaction", foreign).await.unwrap();
     publish(&stage, &["a"]).await;

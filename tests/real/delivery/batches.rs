@@ -212,7 +212,7 @@ async fn a_worker_that_is_killed_finds_its_batch_again() {
     let (_, told) = home.command(BINARY, &["status", &word(3)]).await;
     assert!(told.contains("not final yet, as 4 of 10 in it"), "{told}");
     let mut worker = home.start(BINARY);
-    wait_log(&worker, "the lane works").await;
+    wait_log(&worker, "the lane owns its account").await;
     pool_holds(&stage, 1).await;
     tokio::time::sleep(Duration::from_secs(4)).await;
     mine_until(&stage, "all are final", async || stage.depth(QUEUE).await == (0, 0)).await;

@@ -45,7 +45,7 @@ async fn killed_before_anything_is_written_it_takes_the_message_in_again() {
     stage.topology(&home).await;
     let mut worker = home.start(BINARY);
     wait_log(&worker, "deliveries flow").await;
-    wait_log(&worker, "the lane works").await;
+    wait_log(&worker, "the lane owns its account").await;
     let lock = JournalLock::take(&home.journal_file());
     stage.amqp.publish(QUEUE, with_id("order-1"), b"once").await;
     wait_until("it is delivered", LONG, async || stage.depth(QUEUE).await == (0, 1)).await;
@@ -94,7 +94,7 @@ async fn killed_after_the_broadcast_it_finds_its_transaction_in_the_pool_or_in_a
         }
         node.hear();
         let worker = home.start(BINARY);
-        wait_log(&worker, "the lane works").await;
+        wait_log(&worker, "the lane owns its account").await;
         stage.anvil.set_interval_mining(1).await.unwrap();
         stage.wait_empty(QUEUE).await;
         assert_eq!(hashes(&stage, &home, "order-1").await.len(), 1);

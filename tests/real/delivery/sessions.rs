@@ -97,9 +97,9 @@ async fn an_ack_that_is_lost_on_its_way_is_given_again() {
     proxy.set_mode(Mode::Pass);
     proxy.cut_all();
     let mut worker = home.start(BINARY);
-    wait_log_times(&worker, "settled already: acked", 2).await;
+    wait_log(&worker, "duplicates of settled requests acked").await;
     stage.wait_empty(QUEUE).await;
-    wait_log(&worker, "the lane works").await;
+    wait_log(&worker, "the lane owns its account").await;
     assert_eq!(worker.stop().await.code(), Some(0));
     assert_eq!(stage.transactions_of(0).await.len(), 2);
     assert_eq!(stage.kept_events().await.len(), 2, "the events were in the outbox");

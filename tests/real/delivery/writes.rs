@@ -154,16 +154,16 @@ async fn two_workers_on_one_journal_write_everything_once_also_when_the_owner_di
     stage.topology(&home).await;
     let mut events = stage.amqp.listen(EVENTS).await;
     let mut first = home.start(BINARY);
-    wait_log(&first, "the lane works").await;
+    wait_log(&first, "the lane owns its account").await;
     let second = home.start(BINARY);
     publish(&stage, 0..150).await;
     wait_until("some are in the chain", LONG, async || {
         stage.anvil.nonce(ACCOUNTS[0].0, "latest").await.is_ok_and(|nonce| nonce > 20)
     })
     .await;
-    assert!(!second.log().contains("the lane works"), "one account, one lane");
+    assert!(!second.log().contains("the lane owns its account"), "one account, one lane");
     first.kill().await;
-    wait_log(&second, "the lane works").await;
+    wait_log(&second, "the lane owns its account").await;
     stage.wait_empty(QUEUE).await;
     assert_written_once(&stage, 150).await;
     let mut ids: BTreeMap<String, String> = BTreeMap::new();

@@ -52,14 +52,14 @@ async fn who_stands_by_takes_over_at_once_when_the_owner_stops() {
     let home = WorkerHome::new(&config);
     stage.topology(&home).await;
     let mut first = home.start(BINARY);
-    wait_log(&first, "the lane works").await;
+    wait_log(&first, "the lane owns its account").await;
     let mut second = home.start(BINARY);
     wait_log(&second, "standing by").await;
     publish(&stage, 0..5).await;
     stage.wait_empty(QUEUE).await;
     assert_eq!(first.stop().await.code(), Some(0));
     let gave_way = Instant::now();
-    wait_log(&second, "the lane works").await;
+    wait_log(&second, "the lane owns its account").await;
     assert!(gave_way.elapsed() < Duration::from_secs(5), "{:?}", gave_way.elapsed());
     publish(&stage, 5..10).await;
     stage.wait_empty(QUEUE).await;
@@ -75,7 +75,7 @@ async fn an_instance_that_owns_nothing_acks_as_soon_as_the_owner_has_settled() {
     let owners_home = WorkerHome::new(&config);
     stage.topology(&owners_home).await;
     let mut owner = owners_home.start(BINARY);
-    wait_log(&owner, "the lane works").await;
+    wait_log(&owner, "the lane owns its account").await;
     // It takes in nothing more once a request is open.
     let others_home = WorkerHome::new(&config);
     let mut other = others_home.start(BINARY);
@@ -160,7 +160,7 @@ async fn a_worker_without_its_database_ends_and_the_next_one_waits_for_it() {
     let home = WorkerHome::new(&config);
     stage.topology(&home).await;
     let mut worker = home.start(BINARY);
-    wait_log(&worker, "the lane works").await;
+    wait_log(&worker, "the lane owns its account").await;
     server.stop().await;
     publish(&stage, 0..5).await;
     assert_eq!(worker.exit().await.code(), Some(74));

@@ -29,7 +29,7 @@ async fn made(stage: &Stage, home: &WorkerHome) {
     stage.topology(home).await;
     let mut worker = home.start(BINARY);
     wait_until("the journal is there", LONG, async || home.journal_file().exists()).await;
-    crate::stage::wait_log(&worker, "the lane works").await;
+    crate::stage::wait_log(&worker, "the lane owns its account").await;
     assert_eq!(worker.stop().await.code(), Some(0));
 }
 

@@ -50,13 +50,13 @@ async fn freeze_the_owner(stage: Stage, config: WorkerConfig) {
     let home = WorkerHome::new(&config.with("broker", "prefetch = 10").with("chain", "resend_after = \"1s\""));
     stage.topology(&home).await;
     let mut first = home.start(BINARY);
-    wait_log(&first, "the lane works").await;
+    wait_log(&first, "the lane owns its account").await;
     wait_log(&first, "deliveries flow").await;
     publish(&stage, 0..20).await;
     wait_until("ten are in the pool", LONG, async || stage.anvil.pool_size().await == Ok((10, 0))).await;
     first.signal("STOP");
     let mut second = home.start(BINARY);
-    wait_log(&second, "the lane works").await;
+    wait_log(&second, "the lane owns its account").await;
     wait_until("the others are in the pool", LONG, async || stage.anvil.pool_size().await == Ok((20, 0))).await;
     stage.anvil.mine(1).await.unwrap();
     stage.wait_nonce(0, 20).await;
@@ -138,7 +138,7 @@ async fn a_message_that_two_instances_have_is_written_once_and_acked_by_the_one_
     assert_eq!(stage.depth(QUEUE).await, (0, 5));
     stage.anvil.mine(3).await.unwrap();
     stage.wait_empty(QUEUE).await;
-    assert!(!other.log().contains("the lane works"), "the owner wrote them");
+    assert!(!other.log().contains("the lane owns its account"), "the owner wrote them");
     proxy.set_mode(Mode::Pass);
     wait_log_times(&owner, "connected to the broker", 2).await;
     wait_until("the events are out", LONG, async || stage.depth("kept-events").await.0 >= 5).await;
@@ -176,7 +176,7 @@ async fn come_and_go(stage: Stage, config: WorkerConfig) {
     stage.topology(&home).await;
     let start = |name| home.start_with(BINARY, &[("CHAINWRITER__WORKER__INSTANCE", name)]);
     let mut a = start("a");
-    wait_log(&a, "the lane works").await;
+    wait_log(&a, "the lane owns its account").await;
     wait_shares(&home, &[("acme/a", 4)]).await;
     publish(&stage, 0..100).await;
     let mut b = start("b");
@@ -242,7 +242,7 @@ async fn an_instance_that_is_cut_off_from_the_node_leaves_its_accounts_to_one_th
     let instance = |name| ("CHAINWRITER__WORKER__INSTANCE", name);
     let mut a = home.start_with(BINARY, &[instance("a"), ("CHAINWRITER__CHAIN__ENDPOINTS", &way.url())]);
     let mut b = home.start_with(BINARY, &[instance("b")]);
-    wait_log(&a, "the lane works").await;
+    wait_log(&a, "the lane owns its account").await;
     wait_shares(&home, &[("acme/a", 1), ("acme/b", 1)]).await;
     way.set_mode(Mode::Refuse);
     way.cut_all();

@@ -12,7 +12,7 @@ use crate::support::{Postgres, PostgresConfig, Worker, WorkerConfig, WorkerHome,
 const LEASE: Duration = Duration::from_secs(120);
 /// Enough on a busy host, and far from the lease.
 const AT_ONCE: Duration = Duration::from_secs(6);
-const WORKS: &str = "the lane works";
+const WORKS: &str = "the lane owns its account";
 
 fn with_lease(config: WorkerConfig, ttl: Duration) -> WorkerConfig {
     config.with("lease", format!("ttl = \"{}s\"", ttl.as_secs()))

@@ -112,7 +112,7 @@ async fn what_is_written_or_unknown_cannot_be_cancelled_and_the_command_says_so(
     let (code, text) = cancel(&home, &["a", "--wait"]).await;
     assert_eq!((code, text.contains("a: final: it was written")), (2, true), "{text}");
     let (code, text) = cancel(&home, &["nobody"]).await;
-    assert_eq!((code, text.contains("nobody: not known")), (1, true), "{text}");
+    assert_eq!((code, text.contains("nobody: the journal does not know it")), (1, true), "{text}");
 }
 
 /// The write is in a block already: it counts, and the command that waits says so.
@@ -129,10 +129,8 @@ async fn a_write_that_lands_before_its_cancellation_counts() {
     stage.wait_nonce(0, 1).await;
     let waits = cancel(&home, &["a", "--wait"]);
     let mining = async {
-        wait_until("the cancellation is seen", LONG, async || {
-            worker.log().contains("an operator wants this write no more")
-        })
-        .await;
+        wait_until("the cancellation is seen", LONG, async || worker.log().contains("an operator cancels this write"))
+            .await;
         mine_until(&stage, "a is final", async || stage.status(&home, "a").await["state"] == "final").await;
     };
     let ((code, text), ()) = tokio::join!(waits, mining);

@@ -303,7 +303,7 @@ async fn a_journal_of_another_version_or_without_a_folder_is_told() {
     let home = WorkerHome::new(&stage.config());
     stage.topology(&home).await;
     let mut worker = home.start(BINARY);
-    wait_log(&worker, "the lane works").await;
+    wait_log(&worker, "the lane owns its account").await;
     assert_eq!(worker.stop().await.code(), Some(0));
     let newer = "UPDATE counters SET value = 99 WHERE name = 'oldest_schema'; PRAGMA user_version = 99";
     rusqlite::Connection::open(home.journal_file()).unwrap().execute_batch(newer).unwrap();
@@ -331,7 +331,7 @@ async fn a_database_is_looked_into_and_one_that_forgets_or_is_away_is_told() {
     let mut server = Postgres::start(PostgresConfig { fsync: false, ..PostgresConfig::default() }).await;
     home.configure(&stage.config().with("journal", format!("url = {:?}", server.new_schema().await)));
     let mut worker = home.start(BINARY);
-    wait_log(&worker, "the lane works").await;
+    wait_log(&worker, "the lane owns its account").await;
     let (code, text) = doctor(&home).await;
     assert_eq!(code, 0, "{text}");
     assert_line(&text, "warn  journal: fsync = off", &["set fsync = on"]);

@@ -53,7 +53,7 @@ async fn hold_two(stage: Stage, config: WorkerConfig) {
     stage.topology(&home).await;
     let (first, second) = (home.start(BINARY), home.start(BINARY));
     for worker in [&first, &second] {
-        wait_log(worker, "the lane works").await;
+        wait_log(worker, "the lane owns its account").await;
     }
     for number in 0..4 {
         stage.amqp.publish(QUEUE, with_id(&format!("before-{number}")), format!("before {number}").as_bytes()).await;
@@ -86,7 +86,7 @@ async fn hold_two(stage: Stage, config: WorkerConfig) {
     for worker in [&first, &second] {
         wait_log(worker, "an operator holds this").await;
     }
-    wait_log(&first, "the lane works").await;
+    wait_log(&first, "the lane owns its account").await;
     stage.anvil.mine(2).await.unwrap();
     assert_eq!(stage.anvil.pool_size().await, Ok((0, 0)));
     let (code, text) = run(&home, &["release", "--reason", "done"]).await;
@@ -213,7 +213,7 @@ async fn published_events_go_out_once_more_under_the_same_ids() {
     let (code, text) = run(&home, &["events", "replay", "a", "--reason", "lost"]).await;
     assert!(code == 0 && text.contains("a: 1 event published again: final"), "{text}");
     let (code, text) = run(&home, &["events", "replay", "nobody"]).await;
-    assert!(code == 1 && text.contains("not known"), "{text}");
+    assert!(code == 1 && text.contains("the journal does not know it"), "{text}");
     let (code, text) = run(&home, &["events", "replay", "--since", "1h"]).await;
     assert!(code == 0 && text.contains("2 events published again"), "{text}");
     assert!(text.contains("not in the journal: what was published before"), "{text}");
@@ -248,7 +248,7 @@ async fn an_account_that_retires_finishes_what_it_has_and_says_when_it_is_empty(
     assert_eq!(worker.stop().await.code(), Some(0));
     home.configure(&old.with("signer", format!("{}\nretire = true", signer(0))).with("signer", signer(1)));
     let worker = home.start(BINARY);
-    wait_log_times(&worker, "the lane works", 2).await;
+    wait_log_times(&worker, "the lane owns its account", 2).await;
     for number in 0..3 {
         stage.amqp.publish(QUEUE, with_id(&format!("new-{number}")), format!("new {number}").as_bytes()).await;
     }

@@ -32,7 +32,7 @@ async fn without_file_handles_it_waits_for_some() {
     stage.topology(&home).await;
     proxy.set_mode(Mode::Refuse);
     let mut worker = home.start(BINARY);
-    wait_log(&worker, "the lane works").await;
+    wait_log(&worker, "the lane owns its account").await;
     wait_log(&worker, "the broker cannot be used").await;
     let limit = |files: String| {
         let set = std::process::Command::new("prlimit")
@@ -103,7 +103,7 @@ async fn a_clock_that_jumps_by_an_hour_changes_no_outcome() {
         ("FAKETIME_DONT_FAKE_MONOTONIC", "1"),
     ];
     let mut worker = home.start_with(BINARY, &environment);
-    wait_log(&worker, "the lane works").await;
+    wait_log(&worker, "the lane owns its account").await;
     for (round, offset) in ["+1h", "+0", "-1h", "+0"].into_iter().enumerate() {
         stage.amqp.publish(QUEUE, with_id(&format!("good-{round}")), format!("{round}").as_bytes()).await;
         stage.amqp.publish(QUEUE, with_id(&format!("bad-{round}")), b"\xffbad").await;
@@ -114,7 +114,7 @@ async fn a_clock_that_jumps_by_an_hour_changes_no_outcome() {
         stage.wait_state(&home, &format!("good-{round}"), "final").await;
     }
     stage.wait_empty(QUEUE).await;
-    assert_eq!(worker.log().matches("the lane works").count(), 1, "the lease was kept: {}", worker.log());
+    assert_eq!(worker.log().matches("the lane owns its account").count(), 1, "the lease was kept: {}", worker.log());
     assert_eq!(worker.stop().await.code(), Some(0));
     assert_eq!(stage.transactions_of(0).await.len(), 4);
 }

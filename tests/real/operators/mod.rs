@@ -10,6 +10,7 @@ mod flow;
 pub mod host;
 mod limits;
 mod observing;
+mod pages;
 mod policy;
 pub mod process;
 mod replay_rules;

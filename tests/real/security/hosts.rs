@@ -57,7 +57,9 @@ async fn a_host_that_is_silent_is_passed_by() {
     good.cut_all();
     let says = || {
         let log = worker.log();
-        [silent.addr(), good.addr()].iter().all(|address| log.contains(&format!("cannot connect at {address}/")))
+        [silent.addr(), good.addr()]
+            .iter()
+            .all(|address| log.contains(&format!("cannot connect at {address} (virtual host ")))
     };
     wait_until("it names both hosts", LIMIT * 5, async || says()).await;
     assert_eq!(worker.stop().await.code(), Some(0));

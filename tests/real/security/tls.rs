@@ -133,7 +133,7 @@ async fn a_database_whose_certificate_does_not_hold_gets_no_password() {
     let home = WorkerHome::new(&config("localhost", "ours.pem", "verify-full"));
     stage.topology(&home).await;
     let mut worker = home.start(BINARY);
-    wait_log(&worker, "the lane works").await;
+    wait_log(&worker, "the lane owns its account").await;
     let sessions = "SELECT DISTINCT s.ssl::text FROM pg_stat_ssl s JOIN pg_stat_activity a USING (pid) \
                     WHERE a.backend_type = 'client backend' AND a.pid <> pg_backend_pid()";
     assert_eq!(server.run(sessions).await, ["true"], "every session of the worker is encrypted");

@@ -258,7 +258,7 @@ impl Demo {
         ensure!(wrong.is_empty(), "these were retried and should not be, or the other way round: {wrong:?}");
         println!("\nWhat became of {} messages in {:.1} s:", orders.len() + 2, took.as_secs_f64());
         println!("  {:>5} final, {} of them after a retry", finals.len(), seen.retried.intersection(&written).count());
-        println!("  {:>5} retries went through the wait queues", seen.retries);
+        println!("  {:>5} tries after the first one, each through a wait queue", seen.retries);
         println!("  {:>5} dead letters, as they stand in {QUEUE}.dead:", seen.dead.len());
         for letter in self.dead_letters().await {
             let header = |name| letter.header(name).unwrap_or_default();

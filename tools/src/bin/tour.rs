@@ -2,21 +2,20 @@
 //! Prints each event as it comes, until Ctrl-C. `make tour` runs it.
 #![allow(clippy::print_stdout, clippy::print_stderr, clippy::indexing_slicing, reason = "it speaks to a person")]
 
-use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::time::Duration;
 
 use anyhow::{Context, ensure};
 use futures_util::StreamExt;
-use serde_json::Value;
+use serde_json::{Value, json};
 use tokio::signal::unix::{SignalKind, signal};
 
-use chainwriter_tools::support::{self, ACCOUNTS, Amqp, Anvil, AnvilConfig, Rabbit, RabbitConfig};
+use chainwriter_tools::support::tour::{CONTRACT, FOLDER, QUEUE, write_files};
+use chainwriter_tools::support::{self, Amqp, Anvil, AnvilConfig, Rabbit, RabbitConfig};
 
-const FOLDER: &str = ".tour";
-const QUEUE: &str = "acme.writes";
-const CONTRACT: &str = "0x000000000000000000000000000000000000c0de";
+/// In characters.
+const LONGEST_CALLDATA: usize = 80;
 
 #[tokio::main]
 async fn main() -> ExitCode {
@@ -44,9 +43,10 @@ async fn run() -> anyhow::Result<()> {
     anvil.set_code(CONTRACT, support::contracts::BY_WORD).await.map_err(anyhow::Error::msg)?;
     let folder = Folder::make(&rabbit.uri("/"), &anvil.url())?;
     apply_topology(&folder.path).await?;
-    println!(
-        "Both run, {FOLDER}/worker.toml is for them. Go on with docs/getting-started/tour.md, in a second terminal:\n"
-    );
+    println!("Both run, and {FOLDER}/worker.toml is for them:\n");
+    println!("  broker  {}", rabbit.uri("/"));
+    println!("  node    {}\n", anvil.url());
+    println!("Go on with docs/getting-started/tour.md, in a second terminal in this folder:\n");
     println!("  export PATH=\"$PWD/target/debug:$PATH\" CHAINWRITER_CONFIG={FOLDER}/worker.toml");
     println!("  chainwriter run\n");
     println!("Each event is printed here. Ctrl-C ends the tour and removes everything.\n");
@@ -67,7 +67,9 @@ async fn print_events(amqp: &Amqp, anvil: &Anvil) -> anyhow::Result<()> {
         let data = &event["data"];
         let said = match delivery.routing_key.as_str() {
             "final" => {
-                format!("block {}, {}", data["transaction"]["block_number"], text(&data["transaction"]["tx_hash"]))
+                let hash = text(&data["transaction"]["tx_hash"]);
+                let number = &data["transaction"]["block_number"];
+                format!("block {number}, {hash}, with {}", calldata(anvil, &hash).await?)
             }
             "retry" => format!("in {} ms: {}", data["delay_ms"], text(&data["error"]["detail"])),
             _ => format!(
@@ -85,6 +87,24 @@ async fn print_events(amqp: &Amqp, anvil: &Anvil) -> anyhow::Result<()> {
     anyhow::bail!("the broker ended the stream of events")
 }
 
+/// Returns the calldata of a transaction as the chain has it: the body of the message. What is no text stays hexadecimal.
+async fn calldata(anvil: &Anvil, hash: &str) -> anyhow::Result<String> {
+    let transaction = anvil.call("eth_getTransactionByHash", json!([hash])).await.map_err(anyhow::Error::msg)?;
+    let hexadecimal = transaction["input"].as_str().unwrap_or_default();
+    let digits = hexadecimal.strip_prefix("0x").unwrap_or(hexadecimal);
+    let byte = |at: usize| digits.get(at..at + 2).and_then(|pair| u8::from_str_radix(pair, 16).ok());
+    let bytes: Vec<u8> = (0..digits.len()).step_by(2).filter_map(byte).collect();
+    let shown = match String::from_utf8(bytes) {
+        Ok(text) if !text.is_empty() && !text.trim_end().contains(char::is_control) => text.trim_end().to_owned(),
+        _ => hexadecimal.to_owned(),
+    };
+    let mut cut: String = shown.chars().take(LONGEST_CALLDATA).collect();
+    if cut.len() < shown.len() {
+        cut.push('…');
+    }
+    Ok(cut)
+}
+
 /// Gone with everything in it when the tour ends.
 struct Folder {
     path: PathBuf,
@@ -99,10 +119,7 @@ impl Folder {
         }
         std::fs::create_dir(&path).with_context(|| format!("cannot make {FOLDER}"))?;
         let folder = Self { path };
-        let key = folder.path.join("signer.key");
-        std::fs::write(&key, ACCOUNTS[0].1)?;
-        std::fs::set_permissions(&key, std::fs::Permissions::from_mode(0o600))?;
-        std::fs::write(folder.path.join("worker.toml"), configuration(broker, node))?;
+        write_files(&folder.path, broker, node)?;
         Ok(folder)
     }
 }
@@ -113,38 +130,6 @@ impl Drop for Folder {
             eprintln!("tour: {} could not be removed: {error}", self.path.display());
         }
     }
-}
-
-fn configuration(broker: &str, node: &str) -> String {
-    format!(
-        r#"# Written by `make tour`, for the tour in docs/getting-started/tour.md.
-[worker]
-organisation = "acme"
-
-[broker]
-uri = "{broker}"
-queue = "{QUEUE}"
-
-[retry]
-max_attempts = 3
-initial_delay = "5s"
-multiplier = 2.0
-
-[chain]
-id = 31337
-endpoints = ["{node}"]
-finality = 2
-
-[[signer]]
-key_file = "{FOLDER}/signer.key"
-
-[write]
-to = "{CONTRACT}"
-
-[journal]
-url = "sqlite:{FOLDER}/chainwriter.db"
-"#
-    )
 }
 
 /// So that messages can be published, and events be listened to, before a worker runs.

@@ -122,7 +122,7 @@ pub(crate) async fn spread(options: &Options) {
 async fn make_journal(stage: &Stage) {
     let mut worker = stage.home.start(&stage.binary);
     crate::support::wait_until("the worker runs", Duration::from_secs(30), async || {
-        worker.log().contains("the lane works")
+        worker.log().contains("the lane owns its account")
     })
     .await;
     assert_eq!(worker.stop().await.code(), Some(0), "{}", worker.log());

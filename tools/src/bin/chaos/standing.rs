@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::path::Path;
 use std::time::UNIX_EPOCH;
 
-const BEGINS: &str = "the lane works";
+const BEGINS: &str = "the lane owns its account";
 const ENDS: &str = "the account goes to another instance";
 
 /// A kill of a worker, and the accounts that it owned by its own log.
