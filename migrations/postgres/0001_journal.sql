@@ -74,6 +74,8 @@ CREATE TABLE requests (
     not_after       bigint,
     -- Of a message that was refused: the id that it had. It never became the request of that id, so `id` is made up for it.
     refused_id      text COLLATE "C" CHECK (refused_id IS NULL OR (state = 'dead' AND accepted_at IS NULL)),
+    -- Since when its retry counts as lost at the broker. NULL again once a copy of it comes.
+    lost_at         bigint CHECK (lost_at IS NULL OR state = 'retry_waiting'),
     -- The name of the route that it came by; empty where it was refused.
     route           text NOT NULL DEFAULT '',
     -- Its producer's trace (W3C Trace Context), for its events. NULL where the message had no valid one.
@@ -96,7 +98,9 @@ CREATE INDEX requests_refused ON requests (refused_id) WHERE refused_id IS NOT N
 -- What may be pruned, oldest first.
 CREATE INDEX requests_ended ON requests (settled_at) WHERE state IN ('dead', 'final');
 -- What waits at the broker for its retry.
-CREATE INDEX requests_waiting ON requests (account) WHERE state = 'retry_waiting';
+CREATE INDEX requests_waiting ON requests (account, settled_at) WHERE state = 'retry_waiting';
+-- What waits for it in vain.
+CREATE INDEX requests_lost ON requests (lost_at) WHERE lost_at IS NOT NULL;
 -- The next of an ordering key, found without a scan of those behind it.
 CREATE INDEX requests_ordered ON requests (order_key, order_place)
     WHERE order_key IS NOT NULL AND state <> 'final' AND state <> 'dead';
@@ -323,6 +327,8 @@ CREATE TABLE identity (
     -- Copies of the journal have it too.
     id         text NOT NULL,
     made_at    bigint NOT NULL,
+    -- Since when it serves the queue without a break: the time at which it found a marker of another journal, or none.
+    serves_since bigint,
     -- Starts of instances so far.
     starts     bigint NOT NULL CHECK (starts >= 0),
     -- The operator who lets the next start take the queue over from whichever journal serves it.

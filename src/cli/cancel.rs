@@ -10,6 +10,7 @@ use crate::cli::{check_reason, exit, operator, say};
 use crate::config::Settings;
 use crate::journal::{CancelAnswer, History};
 use crate::model::{Order, RequestId, RequestState, TransactionState};
+use crate::stages::lost_retries::NO_LETTER;
 
 /// How often `--wait` reads the journal.
 const CHECK: Duration = Duration::from_millis(200);
@@ -66,7 +67,7 @@ fn accepted_text(state: RequestState) -> &'static str {
             "to be cancelled; it is signed, so a running worker takes its nonce with a transfer to the account itself. If the write lands first, it counts"
         }
         RequestState::RetryPending | RequestState::RetryWaiting => {
-            "to be cancelled; it waits at the broker for its retry, and becomes a dead letter when it comes back"
+            "to be cancelled; it waits at the broker for its retry, and becomes a dead letter when it comes back. If the broker has lost the retry, a running worker ends the request once that is sure"
         }
         RequestState::DeadPending | RequestState::Dead | RequestState::Final => "has ended",
     }
@@ -85,6 +86,10 @@ fn print_end(id: &RequestId, history: &History) -> u8 {
         return exit::TOO_LATE;
     }
     let cause = history.request.failure.as_deref().unwrap_or_default();
+    if cause.starts_with("rejected.cancelled") && cause.ends_with(NO_LETTER) {
+        say(format_args!("{id}: cancelled; {NO_LETTER}, and none of its transactions can land"));
+        return exit::OK;
+    }
     if cause.starts_with("rejected.cancelled") {
         say(format_args!("{id}: cancelled; it is a dead letter, and none of its transactions can land"));
         return exit::OK;

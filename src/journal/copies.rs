@@ -127,21 +127,27 @@ pub async fn unconfirmed_of(connection: &dyn Statements, requests: &[RequestSeq]
 }
 
 async fn with_hashes(connection: &dyn Statements, mut copies: Vec<UnconfirmedCopy>) -> Result<Vec<UnconfirmedCopy>> {
-    let select = "SELECT t.request AS seq, s.hash FROM (SELECT account, nonce, request FROM transactions \
-                  WHERE request IN (SELECT u.request FROM u) UNION ALL SELECT account, nonce, request FROM batched \
-                  WHERE request IN (SELECT u.request FROM u)) t \
-                  JOIN signed_transactions s ON s.account = t.account AND s.nonce = t.nonce ORDER BY s.id";
-    let rows = Rows::of("request bigint", copies.iter().map(|copy| values![copy.request.0]));
-    let hashes = connection
-        .rows_each("read the hashes of requests", select, &[], &rows, |row| {
-            Ok((seq(row)?, fixed(row, "signed transaction", "hash", TxHash::from_slice)?))
-        })
-        .await?;
+    let requests: Vec<_> = copies.iter().map(|copy| copy.request).collect();
+    let hashes = hashes_of(connection, &requests).await?;
     for copy in &mut copies {
         let of_copy = hashes.iter().filter(|(request, _)| *request == copy.request);
         copy.tx_hashes = of_copy.map(|(_, hash)| *hash).collect();
     }
     Ok(copies)
+}
+
+/// Returns every hash ever signed for these requests, oldest first.
+pub async fn hashes_of(connection: &dyn Statements, requests: &[RequestSeq]) -> Result<Vec<(RequestSeq, TxHash)>> {
+    let select = "SELECT t.request AS seq, s.hash FROM (SELECT account, nonce, request FROM transactions \
+                  WHERE request IN (SELECT u.request FROM u) UNION ALL SELECT account, nonce, request FROM batched \
+                  WHERE request IN (SELECT u.request FROM u)) t \
+                  JOIN signed_transactions s ON s.account = t.account AND s.nonce = t.nonce ORDER BY s.id";
+    let rows = Rows::of("request bigint", requests.iter().map(|request| values![request.0]));
+    connection
+        .rows_each("read the hashes of requests", select, &[], &rows, |row| {
+            Ok((seq(row)?, fixed(row, "signed transaction", "hash", TxHash::from_slice)?))
+        })
+        .await
 }
 
 fn cause(row: &dyn Columns) -> Result<Cause> {

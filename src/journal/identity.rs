@@ -31,8 +31,9 @@ pub trait Identities: Send + Sync {
     async fn begin_start(&self, new: NewStart) -> Result<Start>;
     /// Returns what the journal knows now, and whether it has counted this start of a marker.
     async fn claim_standing(&self, found: Option<(u64, StartToken)>) -> Result<Standing>;
-    /// Records that the broker has a marker with this start. An adoption is over with it.
-    async fn confirm_start(&self, start: &Start) -> Result<()>;
+    /// Records that the broker has a marker with this start. An adoption is over with it. `taken_at`: the marker before was
+    /// none of this journal's, or there was none.
+    async fn confirm_start(&self, start: &Start, taken_at: Option<Timestamp>) -> Result<()>;
     /// Lets the next start take the queue over from whichever journal serves it.
     async fn adopt(&self, order: Order) -> Result<()>;
 }
@@ -47,8 +48,11 @@ impl<D: Database> Identities for SqlJournal<D> {
         self.snapshot(found, |connection, found| Box::pin(claim_standing(connection, found.as_ref()))).await
     }
 
-    async fn confirm_start(&self, start: &Start) -> Result<()> {
-        self.write_repeatably(start.clone(), |connection, start| Box::pin(confirm_start(connection, start))).await
+    async fn confirm_start(&self, start: &Start, taken_at: Option<Timestamp>) -> Result<()> {
+        self.write_repeatably((start.clone(), taken_at), |connection, (start, taken_at)| {
+            Box::pin(confirm_start(connection, start, *taken_at))
+        })
+        .await
     }
 
     async fn adopt(&self, order: Order) -> Result<()> {
@@ -101,9 +105,12 @@ async fn claim_standing(connection: &dyn Statements, found: Option<&(u64, StartT
     Ok(Standing { journal, knows_start, has_requests, adopted_by })
 }
 
-async fn confirm_start(connection: &dyn Statements, start: &Start) -> Result<()> {
+async fn confirm_start(connection: &dyn Statements, start: &Start, taken_at: Option<Timestamp>) -> Result<()> {
     const DOING: &str = "record the broker's marker";
     connection.execute(DOING, "UPDATE identity SET adopted_by = NULL WHERE adopted_by IS NOT NULL", &[]).await?;
+    if let Some(taken_at) = taken_at {
+        connection.execute(DOING, "UPDATE identity SET serves_since = $1", &values![taken_at.0]).await?;
+    }
     let old = to_i64("a start", start.number)?.saturating_sub(KEPT_STARTS);
     connection.execute(DOING, "DELETE FROM starts WHERE number < $1", &values![old]).await.map(drop)
 }

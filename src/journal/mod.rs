@@ -17,6 +17,8 @@
 //! confirm               requests: retry_waiting or dead, body gone; outbox                     before: the copy may be published again,
 //!                                                                                              and the journal ignores the second
 //! admit, again          requests: accepted as the next copy                                    as the first time
+//! name_lost_retries     requests: a mark                                                       before: it is found again
+//! give_up               requests: dead; outbox                                                 before: as above
 //! events_sent           outbox: the row is gone; sent_events: a copy                           before: the event is sent twice, same id
 //! prune                 all rows of requests that were final or dead long ago                  nothing is lost: they have settled
 //! ```
@@ -29,7 +31,7 @@
 //!
 //! A file for each topic has its trait, its values, and its SQL, written once for both databases: `admissions` (admit),
 //! `transactions` and `signed` (record_*), `nonces`, `cancellations` and `bumps` (what the lane reads beside), `settlements`,
-//! `decisions` and `copies` (settle, confirm), `outbox`, `sent_events`, `limits`, `holds`, `ordering`, `leases`, `instances`, `incidents`, `recovery`;
+//! `decisions` and `copies` (settle, confirm), `outbox`, `sent_events`, `limits`, `holds`, `ordering`, `leases`, `instances`, `incidents`, `recovery`, `lost_retries`;
 //! for operators `history`, `overview`, `letters`, `operator_log`, `upkeep` (prune). `accounts`, `requests`, `columns` and `error` have what
 //! several topics use. [`database`] says how one statement serves both databases, and what differs. `sqlite/` and `postgres/`
 //! have connections, commits, migrations, which processes live (`lives`), and nothing about requests. `contract/` is the test
@@ -59,6 +61,7 @@ mod instances;
 mod leases;
 mod letters;
 mod limits;
+mod lost_retries;
 mod nonces;
 mod operator_log;
 mod ordering;
@@ -102,6 +105,7 @@ pub use instances::{Attendance, Instance, Instances, LaneHolder};
 pub use leases::AccountStanding;
 pub use leases::{Acquired, Leases};
 pub use letters::{Actor, Deed, LetterDeed, LetterDeeds};
+pub use lost_retries::{CancelledRetry, GivenUp, LostRetries, LostRetry};
 pub use nonces::{ClosedTransaction, EndedAgain, Reorged, StoredNonce, Which};
 pub use operator_log::{LogEntry, LogFilter, OperatorLog, Subject};
 pub use outbox::{Outbox, OutboxRow};
@@ -126,6 +130,7 @@ pub trait Journal:
     + Instances
     + Identities
     + Passages
+    + LostRetries
     + Holds
     + Bumps
     + Admissions
@@ -141,6 +146,7 @@ impl<T> Journal for T where
         + Instances
         + Identities
         + Passages
+        + LostRetries
         + Holds
         + Bumps
         + Admissions

@@ -6,6 +6,7 @@ use crate::journal::columns::{Columns, fixed, number, optional_number, optional_
 use crate::journal::database::Statements;
 use crate::journal::error::Result;
 use crate::journal::holds::{Hold, standing};
+use crate::journal::lost_retries::{LostRetry, lost_retries};
 use crate::journal::requests::request_id;
 use crate::journal::row_numbers::AccountId;
 use crate::model::{Address, Nonce, RequestState, Timestamp};
@@ -21,6 +22,9 @@ pub struct JournalOverview {
     /// Operators' holds that stand, oldest first.
     #[serde(default)]
     pub holds: Vec<Hold>,
+    /// Requests whose retry the broker has lost, the oldest first, a hundred at most.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub lost_retries: Vec<LostRetry>,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -132,6 +136,7 @@ pub async fn overview(connection: &dyn Statements) -> Result<JournalOverview> {
         connection.rows("count the open requests", OPEN, &[], open).await?,
         connection.rows("read incidents", &incidents(), &[], incident).await?,
         standing(connection).await?,
+        lost_retries(connection).await?,
     ))
 }
 
@@ -141,12 +146,13 @@ impl JournalOverview {
         open: Vec<(AccountId, OpenRequests)>,
         incidents: Vec<RecentIncident>,
         holds: Vec<Hold>,
+        lost_retries: Vec<LostRetry>,
     ) -> Self {
         for (id, requests) in open {
             if let Some(account) = accounts.iter_mut().find(|account| account.id == id) {
                 account.open.push(requests);
             }
         }
-        Self { accounts, incidents, holds }
+        Self { accounts, incidents, holds, lost_retries }
     }
 }

@@ -179,7 +179,7 @@ pub fn reply(row: &dyn Columns, what: &'static str) -> Result<ReplyAddress> {
     })
 }
 
-fn trace(row: &dyn Columns) -> Result<Option<TraceContext>> {
+pub fn trace(row: &dyn Columns) -> Result<Option<TraceContext>> {
     let Some(parent) = optional_text(row, "request", "traceparent")? else { return Ok(None) };
     let state = optional_text(row, "request", "tracestate")?;
     let trace = TraceContext::new(&parent, state.as_deref());

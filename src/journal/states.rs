@@ -20,7 +20,7 @@ impl Change {
         // All states after one observation are settled, or none is.
         let settled_at = if steps.clone().any(|(_, to)| to.is_settled()) { NOT_BEFORE_A_PASSAGE } else { "NULL" };
         Self {
-            set: format!("state = CASE r.state{cases} END, changed_at = $1, settled_at = {settled_at}"),
+            set: format!("state = CASE r.state{cases} END, changed_at = $1, settled_at = {settled_at}, lost_at = NULL"),
             allowed: format!("r.state {}", which(|state| next(state).is_some())),
         }
     }

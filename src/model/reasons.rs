@@ -391,6 +391,9 @@ explained!(
             "the transaction that it shared was beyond a limit of the nodes; it shares a smaller one", "nothing";
         Isolated = "isolated",
             "the transaction that it shared failed; it gets one of its own", "nothing";
+        RetryLost = "retry_lost",
+            "its retry did not come back from the broker, and what was in the queue after it has",
+            "publish it again as that attempt, or cancel it: see [A retry that is lost](operations/trouble-shooting.md#a-retry-that-is-lost)";
         Recorded = "recorded",
             "its record was in the chain already, with the same content", "nothing";
         Cancel = "cancel",

@@ -66,6 +66,8 @@ pub enum Observation {
     FailedForGood,
     /// Its copy has a publisher confirm.
     Confirmed,
+    /// An operator gives up its retry, which the broker has lost.
+    GivenUp,
 }
 
 impl RequestState {
@@ -105,7 +107,7 @@ impl RequestState {
             (S::Accepted | S::Writing, Observation::FailedForNow) => Some(S::RetryPending),
             (S::Accepted | S::Writing, Observation::FailedForGood) => Some(S::DeadPending),
             (S::RetryPending, Observation::Confirmed) => Some(S::RetryWaiting),
-            (S::DeadPending, Observation::Confirmed) => Some(S::Dead),
+            (S::DeadPending, Observation::Confirmed) | (S::RetryWaiting, Observation::GivenUp) => Some(S::Dead),
             _ => None,
         }
     }
@@ -137,17 +139,18 @@ mod tests {
             O::FailedForNow,
             O::FailedForGood,
             O::Confirmed,
+            O::GivenUp,
         ];
         let (retried, dead) = (Some(S::RetryPending), Some(S::DeadPending));
         let expected = [
-            // accepted, signed, displaced, succeeded, found, failed for now, failed for good, confirmed
-            (S::Accepted, [None, Some(S::Writing), None, None, Some(S::Final), retried, dead, None]),
-            (S::Writing, [None, None, Some(S::Accepted), Some(S::Final), Some(S::Final), retried, dead, None]),
-            (S::RetryPending, [Some(S::Accepted), None, None, None, None, None, None, Some(S::RetryWaiting)]),
-            (S::RetryWaiting, [Some(S::Accepted), None, None, None, None, None, None, None]),
-            (S::DeadPending, [Some(S::Accepted), None, None, None, None, None, None, Some(S::Dead)]),
-            (S::Dead, [Some(S::Accepted), None, None, None, None, None, None, None]),
-            (S::Final, [None; 8]),
+            // accepted, signed, displaced, succeeded, found, failed for now, failed for good, confirmed, given up
+            (S::Accepted, [None, Some(S::Writing), None, None, Some(S::Final), retried, dead, None, None]),
+            (S::Writing, [None, None, Some(S::Accepted), Some(S::Final), Some(S::Final), retried, dead, None, None]),
+            (S::RetryPending, [Some(S::Accepted), None, None, None, None, None, None, Some(S::RetryWaiting), None]),
+            (S::RetryWaiting, [Some(S::Accepted), None, None, None, None, None, None, None, Some(S::Dead)]),
+            (S::DeadPending, [Some(S::Accepted), None, None, None, None, None, None, Some(S::Dead), None]),
+            (S::Dead, [Some(S::Accepted), None, None, None, None, None, None, None, None]),
+            (S::Final, [None; 9]),
         ];
         assert_eq!(expected.len(), S::ALL.len());
         for (state, row) in expected {

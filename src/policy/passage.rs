@@ -83,6 +83,13 @@ pub fn taken_in_up_to(passed: &[Newest], hold: Duration) -> Option<Timestamp> {
     passed.iter().filter(ends).map(|first| first.published_at).max()
 }
 
+/// Returns the time by which the broker must have had a retry that is lost if it still waits, where all that was in the work queue
+/// up to `taken_in` has come out: it was there after the longest delay. The hold once more allows for clocks that differ, and for
+/// a worker with another journal that has yet to stop.
+pub fn lost_if_confirmed_by(taken_in: Timestamp, longest_wait: Duration, hold: Duration) -> Timestamp {
+    taken_in.before(longest_wait.saturating_add(hold))
+}
+
 /// What to send now.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Next {
@@ -175,6 +182,13 @@ mod tests {
             let found = taken_in_up_to(&passed, hold * minute);
             assert_eq!(found, expected.map(|expected: u32| after(expected * minute)), "{hold} {passed:?}");
         }
+    }
+
+    #[test]
+    fn a_retry_is_lost_if_it_came_to_the_queue_before_what_has_all_come_out() {
+        let minute = Duration::from_secs(60);
+        assert_eq!(lost_if_confirmed_by(after(HOUR), 10 * minute, 30 * minute), after(20 * minute));
+        assert_eq!(lost_if_confirmed_by(Timestamp(0), Duration::MAX, HOUR), Timestamp(-i64::MAX), "no overflow");
     }
 
     #[test]

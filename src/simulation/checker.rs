@@ -543,9 +543,7 @@ impl World {
             for (id, bodies) in world.checker.published.clone() {
                 let written = effects.get(&id);
                 if world.checker.was_restored {
-                    if !world.waits_for_a_lost_retry(store, &id) {
-                        world.check_after_restore(&id, written);
-                    }
+                    world.check_after_restore(&id, written);
                     continue;
                 }
                 let Some(row) = RequestId::new(&id).ok().and_then(|id| store.ever(&id)) else {
@@ -562,9 +560,14 @@ impl World {
                     dead.id() == id && !is_conflict && dead.generation().replay >= row.generation.replay
                 };
                 let dead = world.queues.dead.iter().any(|copy| own(&copy));
+                let clocks_were_set = world.checker.clocks_were_set;
                 let fits = match row.state {
                     // By whomever: a record may be another's.
                     RequestState::Final => written.is_some_and(|written| is_of(row, written)) && !dead,
+                    // With clocks that were wrong, a retry may come after all, and is acked.
+                    RequestState::Dead if row.is_given_up => {
+                        !world.is_ours(written, store) && world.checker.cancelled.contains(&id) && clocks_were_set
+                    }
                     RequestState::Dead => !world.is_ours(written, store) && dead,
                     _ => false,
                 };

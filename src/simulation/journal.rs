@@ -7,11 +7,7 @@ use async_trait::async_trait;
 
 use crate::journal::{
     AccountId, AccountStanding, Acquired, Admissions, AnsweredBump, Arrival, Attendance, Bump, BumpAnswer, BumpOutcome,
-    Bumps, CancelAnswer, Cancellation, ConfirmedCopy, EndedAgain, ForeignUse, History, Hold, HoldScope, Holds,
-    Identities, Instance, Instances, JournalCondition, JournalError, JournalOverview, Lease, LeaseMark, Leases,
-    LiveTransaction, NewStart, NewTransaction, Outbox, OutboxRow, Passages, Proof, QueuedRequest, RecordedRefusal,
-    RecoveredAccount, Recoveries, Recovery, RefusalKey, RefusedMessage, Reorged, RequestSeq, RequestSummary, Result,
-    Settlement, Settlements, StoredNonce, Transactions, UnconfirmedCopy, Upkeep, Which,
+    Bumps, CancelAnswer, Cancellation, CancelledRetry, ConfirmedCopy, EndedAgain, ForeignUse, GivenUp, History, Hold, HoldScope, Holds, Identities, Instance, Instances, JournalCondition, JournalError, JournalOverview, Lease, LeaseMark, Leases, LiveTransaction, LostRetries, LostRetry, NewStart, NewTransaction, Outbox, OutboxRow, Passages, Proof, QueuedRequest, RecordedRefusal, RecoveredAccount, Recoveries, Recovery, RefusalKey, RefusedMessage, Reorged, RequestSeq, RequestSummary, Result, Settlement, Settlements, StoredNonce, Transactions, UnconfirmedCopy, Upkeep, Which,
 };
 use crate::model::ids::virtual_host;
 use crate::model::{
@@ -206,9 +202,9 @@ impl Identities for MemoryJournal {
         self.read("claim_standing", |store| store.claim_standing(found.as_ref())).await
     }
 
-    async fn confirm_start(&self, _: &Start) -> Result<()> {
+    async fn confirm_start(&self, _: &Start, taken_at: Option<Timestamp>) -> Result<()> {
         self.write("confirm_start", |store, _| {
-            store.confirm_start();
+            store.confirm_start(taken_at);
             Ok(())
         })
         .await
@@ -243,6 +239,25 @@ impl Passages for MemoryJournal {
 
     async fn end_passage(&self, token: &str, band: Band, at: Timestamp) -> Result<bool> {
         self.write("end_passage", |store, _| Ok(store.end_passage(token, band, at))).await
+    }
+}
+
+/// Takes no time while nothing is lost: runs without lost retries are as they were.
+#[async_trait]
+impl LostRetries for MemoryJournal {
+    async fn name_lost_retries(&self, confirmed_by: Timestamp, limit: u32) -> Result<Vec<LostRetry>> {
+        if self.store.lock().unwrap_or_else(PoisonError::into_inner).unnamed(confirmed_by).is_empty() {
+            return Ok(Vec::new());
+        }
+        self.write("name_lost_retries", |store, now| Ok(store.name_lost_retries(now, confirmed_by, limit))).await
+    }
+
+    async fn cancelled_retries(&self, limit: u32) -> Result<Vec<CancelledRetry>> {
+        Ok(self.store.lock().unwrap_or_else(PoisonError::into_inner).cancelled_retries(limit))
+    }
+
+    async fn give_up(&self, given_up: Vec<GivenUp>) -> Result<Vec<RequestSeq>> {
+        self.write("give_up", |store, now| Ok(store.give_up(now, given_up))).await
     }
 }
 

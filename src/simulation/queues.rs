@@ -170,11 +170,11 @@ impl Queues {
         self.work.iter().chain(waiting).chain(unacked).any(|queued| queued.message.headers.contains_key(name))
     }
 
-    /// Returns whether nothing is left but passages and messages with such ids.
-    pub(super) fn holds_only(&self, is_left: impl Fn(&str) -> bool) -> bool {
+    /// Returns whether there is such a message, that waits or is unacked.
+    pub(super) fn has(&self, is_it: impl Fn(&Queued) -> bool) -> bool {
         let unacked = self.unacked.values().flat_map(BTreeMap::values);
         let waiting = self.wait.iter().map(|(_, queued)| queued);
-        self.work.iter().chain(waiting).chain(unacked).all(|queued| queued.is_passage() || is_left(queued.id()))
+        self.work.iter().chain(waiting).chain(unacked).any(is_it)
     }
 }
 

@@ -6,12 +6,13 @@ use std::sync::{Arc, PoisonError};
 
 use crate::chain::follow::history::{Patience, account_history};
 use crate::journal::{RecoveredAccount, Recoveries, Recovery};
-use crate::model::{BlockNumber, Order, RequestId, RequestState, Timestamp};
+use crate::model::{BlockNumber, Order, RequestId, Timestamp};
 use crate::simulation::journal::{MemoryJournal, NoFaults};
 use crate::simulation::ledger::Ledger;
 use crate::simulation::nodes::SimNodes;
+use crate::simulation::queues::Queued;
 use crate::simulation::settings::RunSettings;
-use crate::simulation::store::{RequestRow, Store};
+use crate::simulation::store::Store;
 use crate::simulation::workload::{Behaviour, Body};
 use crate::simulation::world::{Shared, World};
 
@@ -78,12 +79,22 @@ impl World {
                 .any(|row| row.next_nonce.unwrap_or_default() < self.ledger.pending(row.address))
     }
 
-    /// Returns whether a request waits for an earlier one of its key, in a restored journal: the copy of that one's retry may
-    /// have been consumed since. docs/operations/lost-journal.md says what an operator can do.
-    pub(super) fn waits_for_a_lost_retry(&self, store: &Store, id: &str) -> bool {
-        let request = RequestId::new(id).ok().and_then(|id| store.request(&id));
-        let is_held = |row: &RequestRow| row.state == RequestState::Accepted && store.is_held(row);
-        self.checker.was_restored && request.is_some_and(is_held)
+    /// Cancels what the journal names as lost: an operator reads `status`. The broker must not have it.
+    pub(super) fn cancel_lost_retries(&mut self) {
+        let store = self.store();
+        let mut store = store.lock().unwrap_or_else(PoisonError::into_inner);
+        for lost in store.lost_retries() {
+            let id = RequestId::new(&lost.request).expect("the journal knows it");
+            if self.checker.cancelled.insert(lost.request) || !store.is_cancelled(&id) {
+                let answer = store.cancel(Timestamp::now(), &id, Order::new("operator", "its retry is lost"));
+                self.note(format!("cancel {id}, whose retry is lost: {answer:?}"));
+            }
+            let generation = store.request(&id).map(|row| row.generation);
+            let is_it = |copy: &Queued| copy.id() == id.as_str() && Some(copy.generation()) == generation;
+            if !self.checker.clocks_were_set && self.queues.has(is_it) {
+                self.violated(format!("{id} counts as lost, and the broker has its retry"));
+            }
+        }
     }
 
     pub(super) fn is_paused_as_behind(&self) -> bool {

@@ -199,6 +199,7 @@ impl Storm {
         if self.calm {
             // Also what a restored copy of the journal holds.
             Operator::end(&mut self.world.lock());
+            self.world.lock().cancel_lost_retries();
         } else if let Some(operator) = &mut self.operator {
             let accounts: Vec<_> = self.settings.accounts.iter().map(|(_, account)| *account).collect();
             operator.act(now, &accounts, &mut self.world.lock());
@@ -598,10 +599,9 @@ impl Storm {
         let world = self.world.lock();
         let store = world.store();
         let store = store.lock().expect("nobody panics with it");
-        let settled = store
-            .requests()
-            .values()
-            .all(|request| request.state.is_settled() || world.waits_for_a_lost_retry(&store, request.id.as_str()));
+        let settled = store.requests().values().all(|request| request.state.is_settled() && request.state.is_over());
+        // One that is named is given up soon.
+        let is_lost = !store.lost_retries().is_empty();
         // A gap may still have to be filled.
         let has_gap = |row: &AccountRow| world.ledger.nonce(row.address) < row.next_nonce.unwrap_or_default();
         let is_whole = !store.accounts().values().any(has_gap);
@@ -609,8 +609,9 @@ impl Storm {
         let is_spread = uneven(&store, self.processes.len()).is_none();
         self.to_publish.is_empty()
             && world.queues.given_up.is_read()
-            && world.queues.holds_only(|id| world.waits_for_a_lost_retry(&store, id))
+            && !world.queues.has(|queued| !queued.is_passage())
             && settled
+            && !is_lost
             && is_whole
             && is_told
             && is_spread

@@ -164,28 +164,28 @@ impl Claim {
         let standing =
             self.journal.claim_standing(found.as_ref().map(|found| (found.start, found.token.clone()))).await?;
         let own = self.marker(start, at);
-        let (left, serving) = match rule(&standing, found.as_ref()) {
-            Ruling::Make => (own, Serving::Serves),
+        let (left, serving, is_taken) = match rule(&standing, found.as_ref()) {
+            Ruling::Make => (own, Serving::Serves, true),
             Ruling::MakeAnew => {
                 warn!(
                     "the queue has no marker of its journal; it is made anew. If another journal serves it, stop one of the two"
                 );
-                (own, Serving::Serves)
+                (own, Serving::Serves, true)
             }
-            Ruling::GoOn(found) if found.start > start.number => (found.clone(), Serving::Serves),
-            Ruling::GoOn(_) => (own, Serving::Serves),
+            Ruling::GoOn(found) if found.start > start.number => (found.clone(), Serving::Serves, false),
+            Ruling::GoOn(_) => (own, Serving::Serves, false),
             Ruling::TakeOver { operator, from } => {
                 warn!(operator, %from, "the journal takes the queue over, as an operator asked for");
-                (own, Serving::Serves)
+                (own, Serving::Serves, true)
             }
-            Ruling::Refuse(refusal, found) => (found.clone(), Serving::Refused(explain(refusal, start, found))),
+            Ruling::Refuse(refusal, found) => (found.clone(), Serving::Refused(explain(refusal, start, found)), false),
         };
         if let Err(error) = held.replace(&left).await {
             return Ok(Err(error));
         }
         // Crash before this: the next start finds the marker, and goes on.
         if serving == Serving::Serves {
-            self.journal.confirm_start(start).await?;
+            self.journal.confirm_start(start, is_taken.then(Timestamp::now)).await?;
         }
         Ok(Ok(serving))
     }

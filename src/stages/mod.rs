@@ -32,7 +32,8 @@
 //!
 //! `assignment` spreads accounts over instances, and decides which lanes ask for their leases. `dead_letters` sends dead
 //! letters back by the operator's rules. `claim` makes sure that this journal is the one that serves the queue; before
-//! that nothing is taken in or signed. `holds` reads what operators hold. `upkeep` forgets what ended long ago. `pipeline` builds all stages and connects them.
+//! that nothing is taken in or signed. `holds` reads what operators hold. `upkeep` forgets what ended long ago, and
+//! `lost_retries` names what waits in vain. `pipeline` builds all stages and connects them.
 //!
 //! Each stage has `run`, which loops until it is cancelled, and `step`, which does one unit of work and says what it did. A test
 //! at the end of a stage's file drives single steps over the fakes in `simulation/fakes`.
@@ -43,6 +44,7 @@ pub mod dead_letters;
 pub mod holds;
 pub mod intake;
 pub mod lane;
+pub mod lost_retries;
 pub mod outbox;
 pub mod pipeline;
 pub mod settle;

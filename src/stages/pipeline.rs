@@ -21,6 +21,7 @@ use crate::stages::claim::{Claim, ServedPublisher, Serving};
 use crate::stages::holds::HoldsStage;
 use crate::stages::intake::{Intake, IntakeLane};
 use crate::stages::lane::{Lane, LaneSettings, LaneSignals};
+use crate::stages::lost_retries::LostRetriesWatch;
 use crate::stages::outbox::OutboxStage;
 use crate::stages::settle::{Settle, SettleSettings};
 use crate::stages::upkeep::{Pace, UpkeepStage};
@@ -166,10 +167,20 @@ impl Pipeline {
         let shortest = settle.waits.iter().min().copied().unwrap_or(settle.park_delay);
         let way = (settle.names.retry.clone(), settle.names.wait_queue(shortest));
         let ended = pipeline.of_lanes(|_, signals| Arc::clone(&signals.ended));
+        let (event_source, newer_retries) = (settle.event_source.clone(), settle.newer_retries.clone());
         let (publisher_of_copies, outbox) = (Arc::clone(&publisher), Arc::clone(&wake_outbox));
-        let settle = Settle::new(settle, journal.clone(), publisher_of_copies, outbox, ended, beat.clone());
+        let settle = Settle::new(settle, journal.clone(), publisher_of_copies, outbox, ended.clone(), beat.clone());
         let settled = settle.settled();
         pipeline.meters.settle = settle.meter();
+        let lost = LostRetriesWatch {
+            journal: journal.clone(),
+            event_source,
+            tracer: tracer.clone(),
+            newer_retries,
+            outbox: Arc::clone(&wake_outbox),
+            ended,
+            meter: settle.meter(),
+        };
         pipeline.add("settle", &beat, settle.run(from_intake, from_lanes));
 
         let beat = Heartbeat::default();
@@ -190,7 +201,7 @@ impl Pipeline {
         }
         let lanes = pipeline.of_lanes(|_, signals| signals.state.subscribe());
         let (publisher, serving) = (publisher_of_passages, pipeline.serving.clone());
-        let upkeep = UpkeepStage { journal, publisher, way, pace, lanes, serving };
+        let upkeep = UpkeepStage { journal, publisher, way, pace, lanes, serving, lost };
         pipeline.stages.push(Stage { name: "upkeep", beat: None, run: Box::pin(upkeep.run(stops.outbox.clone())) });
         pipeline
     }

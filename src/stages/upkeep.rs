@@ -25,6 +25,7 @@ use crate::model::{HeaderValue, Headers, Message, Properties, Timestamp, ids};
 use crate::policy::passage::{Band, GRACE, Next, interval, longest_hold, next, taken_in_up_to, trusted};
 use crate::stages::claim::Serving;
 use crate::stages::lane::LaneState;
+use crate::stages::lost_retries::LostRetriesWatch;
 
 /// Rows deleted in one commit.
 const ROWS: u32 = 512;
@@ -46,6 +47,8 @@ pub struct Pace {
     pub events_kept: Duration,
     /// Interval between passages.
     pub interval: Duration,
+    /// The longest delay of a wait queue.
+    pub longest_wait: Duration,
     /// A consumer that does nothing with a message has it no longer than this.
     pub hold: Duration,
     /// For what a consumer was given just before a passage came out.
@@ -60,7 +63,7 @@ impl Pace {
     pub fn of(retention: Duration, events_kept: Duration, longest_wait: Duration, consumer_timeout: Duration) -> Self {
         let hold = longest_hold(consumer_timeout);
         let (kept, interval) = (retention.max(longest_wait), interval(retention, hold));
-        Self { kept, events_kept, interval, hold, grace: GRACE, step: Duration::from_secs(30) }
+        Self { kept, events_kept, interval, longest_wait, hold, grace: GRACE, step: Duration::from_secs(30) }
     }
 }
 
@@ -72,6 +75,7 @@ pub struct UpkeepStage {
     pub pace: Pace,
     pub lanes: Vec<watch::Receiver<LaneState>>,
     pub serving: watch::Receiver<Serving>,
+    pub lost: LostRetriesWatch,
 }
 
 /// What lasts from step to step.
@@ -129,6 +133,7 @@ impl UpkeepStage {
         let up_to = memory.usable(taken_in_up_to(&proof.passed, self.pace.hold), self.pace.grace);
         self.send(&proof, now, cancel).await?;
         let Some(up_to) = up_to else { return Ok(()) };
+        self.lost.step(up_to, self.pace.longest_wait, self.pace.hold).await?;
         let mut forgotten = 0;
         loop {
             let count = self.journal.prune(up_to.before(self.pace.kept), ROWS).await?;
@@ -236,8 +241,9 @@ pub fn is_passage(message: &Message) -> bool {
 mod tests {
     use super::*;
     use crate::broker::PublishError;
-    use crate::journal::contract::{Set, set};
-    use crate::model::{BlockNumber, RequestId};
+    use crate::journal::ConfirmedCopy;
+    use crate::journal::contract::{Set, event, failed, set};
+    use crate::model::{BlockNumber, Order, RequestId};
     use crate::simulation::fakes::{FakePublisher, journal};
 
     const HOUR: Duration = Duration::from_secs(3600);
@@ -256,6 +262,15 @@ mod tests {
         async fn new(requests: &[&str]) -> Self {
             let journal = journal();
             let set = set(journal.clone(), requests).await;
+            let lost = LostRetriesWatch {
+                journal: journal.clone(),
+                event_source: "/chainwriter/acme/31337/q".to_owned(),
+                tracer: Default::default(),
+                newer_retries: watch::channel(None).1,
+                outbox: Arc::default(),
+                ended: vec![Arc::default()],
+                meter: Default::default(),
+            };
             let (lane, publisher) = (watch::Sender::new(LaneState::default()), Arc::<FakePublisher>::default());
             let serving = watch::Sender::new(Serving::Serves);
             let stage = UpkeepStage {
@@ -265,6 +280,7 @@ mod tests {
                 pace: Pace { hold: Duration::ZERO, ..Pace::of(HOUR, HOUR, Duration::ZERO, Duration::ZERO) },
                 lanes: vec![lane.subscribe()],
                 serving: serving.subscribe(),
+                lost,
             };
             let mut bench = Self { stage, memory: Memory::default(), publisher, set, lane, serving };
             bench.see_block(7, Timestamp::now());
@@ -412,6 +428,41 @@ mod tests {
         bench.see_block(9, Timestamp::now());
         bench.step().await;
         assert!(bench.proof().await.newest.is_some());
+    }
+
+    /// B12: the first passage comes out, and what a consumer held then; the next one shows that nothing is left.
+    #[tokio::test(start_paused = true)]
+    async fn a_retry_that_passages_have_overtaken_is_named_and_given_up_when_it_is_cancelled() {
+        let mut bench = Bench::new(&["lost"]).await;
+        bench.stage.pace = Pace { interval: Duration::ZERO, ..bench.stage.pace };
+        let journal = bench.set.journal.clone();
+        let start = journal.begin_start(crate::journal::contract::new_start("s")).await.unwrap();
+        journal.confirm_start(&start, Some(Timestamp(1))).await.unwrap();
+        journal.settle(&bench.set.lease, vec![failed(bench.set.seq(0), 1)]).await.unwrap();
+        let copy = journal.unconfirmed_of(vec![bench.set.seq(0)]).await.unwrap().remove(0);
+        let (request, generation, kind) = (copy.request, copy.generation, copy.kind);
+        journal.confirm(vec![ConfirmedCopy { request, generation, kind, event: event("lost") }]).await.unwrap();
+        let named = async || journal.overview().await.unwrap().lost_retries.len();
+        let order = Order::new("eve", "enough");
+        journal.cancel(&RequestId::new("lost").unwrap(), order).await.unwrap();
+        std::thread::sleep(Duration::from_millis(5));
+        bench.step().await;
+        assert_eq!(named().await, 0, "no passage has shown anything");
+        for _ in 0..3 {
+            bench.pass(Duration::ZERO).await;
+            bench.step().await;
+        }
+        assert_eq!(named().await, 0, "an instance may be busy with it");
+        tokio::time::advance(GRACE).await;
+        bench.step().await;
+        let history = journal.history(&RequestId::new("lost").unwrap()).await.unwrap().unwrap();
+        assert_eq!(history.request.state, "dead", "it is named, and given up at once");
+        assert!(history.incidents.iter().any(|incident| incident.what == "retry_lost"), "{history:?}");
+        let cause = history.request.failure.unwrap();
+        assert_eq!(
+            cause,
+            format!("rejected.cancelled: cancelled by eve: enough; {}", super::super::lost_retries::NO_LETTER)
+        );
     }
 
     #[tokio::test(start_paused = true)]

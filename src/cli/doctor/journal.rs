@@ -6,7 +6,9 @@ use std::time::Duration;
 use crate::cli::doctor::finding::Finding;
 use crate::cli::{spell, text_of};
 use crate::config::Settings;
-use crate::journal::{Attendance, Hold, JournalAddress, JournalError, JournalOverview, OperatorsJournal, Proof};
+use crate::journal::{
+    Attendance, Hold, JournalAddress, JournalError, JournalOverview, LostRetry, OperatorsJournal, Proof,
+};
 use crate::model::Timestamp;
 use crate::policy::passage::{LATE, longest_hold, taken_in_up_to};
 
@@ -65,6 +67,7 @@ async fn examine_open(
     findings.extend(forgetting(&journal.proof().await?, settings.journal.retention, hold, Timestamp::now()));
     let overview = journal.overview().await?;
     findings.extend(overview.holds.iter().map(held));
+    findings.extend(lost(&overview.lost_retries));
     Ok(overview)
 }
 
@@ -77,6 +80,25 @@ fn held(hold: &Hold) -> Finding {
     let old = if hold.is_old(Timestamp::now()) { "; that is more than a day ago: is it forgotten?" } else { "" };
     Finding::warn("hold", format!("{}; nothing new is signed for it{old}", hold.text()))
         .remedy(format!("when it is over: chainwriter release{option} --reason TEXT"))
+}
+
+/// Reports requests that wait in vain. A few are named.
+fn lost(retries: &[LostRetry]) -> Option<Finding> {
+    const NAMED: usize = 5;
+    let first = retries.first()?;
+    let named: Vec<_> = retries.iter().take(NAMED).map(|lost| lost.request.as_str()).collect();
+    let others = retries.len().saturating_sub(NAMED);
+    let more = if others > 0 { format!(" and {others} more") } else { String::new() };
+    let what = format!(
+        "{} for a retry that the broker has lost: {}{more}",
+        if retries.len() == 1 { "a request waits" } else { "requests wait" },
+        named.join(", ")
+    );
+    let LostRetry { request, attempt, .. } = first;
+    let remedy = format!(
+        "publish it again under its id, with {attempt} in the header cw-attempt; or give it up: `chainwriter cancel {request}`"
+    );
+    Some(Finding::warn("retries", what).remedy(remedy))
 }
 
 /// Reports an error of the journal, whose text says what to do.
@@ -246,6 +268,28 @@ mod tests {
             let text = of(&proof(found, None)).unwrap();
             assert!(text.starts_with("warn") && text.contains(expected), "{text}");
         }
+    }
+
+    #[test]
+    fn lost_retries_are_named_with_both_ways_on() {
+        let of = |count: usize| -> Vec<_> {
+            let retry = |number| LostRetry {
+                request: format!("r{number}"),
+                account: crate::model::Address([1; 20]),
+                attempt: 2,
+                waits_since: Timestamp(0),
+            };
+            (0..count).map(retry).collect()
+        };
+        assert!(lost(&[]).is_none());
+        let one = lost(&of(1)).unwrap();
+        assert_eq!(
+            (one.level, one.what.as_str()),
+            (Level::Warn, "a request waits for a retry that the broker has lost: r0")
+        );
+        let remedy = one.remedy.unwrap();
+        assert!(remedy.contains("with 2 in the header") && remedy.contains("cancel r0"), "{remedy}");
+        assert!(lost(&of(7)).unwrap().what.ends_with("r0, r1, r2, r3, r4 and 2 more"));
     }
 
     #[test]

@@ -14,6 +14,7 @@ use crate::model::IncidentKind;
 use crate::model::event::BatchPlace;
 use crate::model::text::Escaped;
 use crate::model::{RequestId, RequestState, TransactionState};
+use crate::stages::lost_retries::NO_LETTER;
 
 pub(super) async fn run(id: &str, json: bool, settings: Settings) -> anyhow::Result<u8> {
     let id = RequestId::new(id).context("this is no request id")?;
@@ -132,16 +133,32 @@ fn meaning(history: &History) -> String {
         Some(RequestState::Accepted) => "accepted, it waits for a nonce".to_owned(),
         Some(RequestState::Writing) => "signed, it waits for the chain".to_owned(),
         Some(RequestState::RetryPending) => format!("failed, its retry is on its way to the broker ({cause})"),
+        Some(RequestState::RetryWaiting) if is_lost(history) => {
+            format!("failed, it waits for retry {}, which the broker has lost ({cause})", history.request.attempt)
+        }
         Some(RequestState::RetryWaiting) => {
             format!("failed, it waits at the broker for retry {} ({cause})", history.request.attempt)
         }
         Some(RequestState::DeadPending) => {
             format!("failed for good, its dead letter is on its way to the broker ({cause})")
         }
+        Some(RequestState::Dead) if cause.ends_with(NO_LETTER) => {
+            format!("cancelled ({cause}); none of its transactions can land any more")
+        }
         Some(RequestState::Dead) => format!("dead letter ({cause}); none of its transactions can land any more"),
         Some(RequestState::Final) => meaning_of_final(history).to_owned(),
         None => history.request.state.clone(),
     }
+}
+
+/// Returns whether its retry counts as lost: nothing has come of it since that was found.
+fn is_lost(history: &History) -> bool {
+    let changes = |what: &str| {
+        let kind = IncidentKind::from_word(what);
+        matches!(kind, Some(IncidentKind::RetryLost | IncidentKind::Returned | IncidentKind::Failed)).then_some(kind)
+    };
+    let last = history.incidents.iter().filter_map(|incident| changes(&incident.what)).next_back();
+    last == Some(Some(IncidentKind::RetryLost))
 }
 
 /// Explains the state `final`. The journal keeps it even where the chain has dropped the block; the transactions show that.

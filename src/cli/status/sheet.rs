@@ -7,13 +7,15 @@ use crate::chain::{EndpointState, Role};
 use crate::cli::age_text;
 use crate::cli::status::overview::{Overview, Side};
 use crate::daemon::status::{LaneReport, RecentLine, WorkerReport, wei};
-use crate::journal::{AccountOverview, JournalOverview};
+use crate::journal::{AccountOverview, JournalOverview, LostRetry};
 use crate::model::text::{counted, escaped};
 use crate::model::{Timestamp, Wei};
 
 /// Incidents and lines of the log that are shown; the journal and the running worker keep more.
 const INCIDENTS: usize = 5;
 const LOG_LINES: usize = 10;
+/// Lost retries that are shown.
+const LOST_RETRIES: usize = 10;
 
 /// The severity of a line.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -144,6 +146,14 @@ fn requests(journal: &JournalOverview, at: Timestamp) -> Vec<(Tone, String)> {
     }
     let outbox: u64 = journal.accounts.iter().map(|account| account.outbox).sum();
     lines.push((Tone::Plain, format!("{outbox:>8}  events to publish")));
+    lines.extend(journal.lost_retries.iter().take(LOST_RETRIES).map(|lost| {
+        let LostRetry { request, attempt, waits_since, .. } = lost;
+        let waits = age(*waits_since, at);
+        (Tone::Bad, format!("{request} waits for retry {attempt}, which the broker has lost: {waits}"))
+    }));
+    if let Some(more) = journal.lost_retries.len().checked_sub(LOST_RETRIES).filter(|more| *more > 0) {
+        lines.push((Tone::Bad, format!("{more} more wait for retries that the broker has lost")));
+    }
     lines
 }
 

@@ -67,6 +67,7 @@ fn set_journal(gauges: &Gauges, journal: &JournalOverview) {
         gauges.holds.set([kind.as_str()], of_kind().count() as f64);
         gauges.hold_age.set([kind.as_str()], oldest.as_secs_f64());
     }
+    gauges.retries_lost.set([], journal.lost_retries.len() as f64);
     for account in &journal.accounts {
         let address = account.address.to_string();
         gauges.outbox.set([&address], account.outbox as f64);

@@ -8,7 +8,7 @@ use crate::journal::{Journal, NewStart, RecoveredAccount, Recovery};
 use crate::model::{Address, BlockNumber, JournalId, Nonce, Order, StartToken, Timestamp};
 use crate::policy::passage::Band;
 
-fn new_start(token: &str) -> NewStart {
+pub(crate) fn new_start(token: &str) -> NewStart {
     NewStart {
         journal: JournalId(format!("journal-of-{token}")),
         token: StartToken(token.to_owned()),
@@ -31,7 +31,7 @@ pub(crate) async fn starts_are_counted_and_known_by_their_tokens(journal: Arc<dy
         assert_eq!(standing.knows_start, is_known, "{number} {token}");
         assert_eq!((standing.journal, standing.has_requests), (first.journal.clone(), false));
     }
-    journal.confirm_start(&second).await.unwrap();
+    journal.confirm_start(&second, None).await.unwrap();
     let standing = journal.claim_standing(Some((1, StartToken("a".to_owned())))).await.unwrap();
     assert!(standing.knows_start, "the marker may be an earlier one");
     let set = set(journal, &["a"]).await;
@@ -44,7 +44,7 @@ pub(crate) async fn an_adoption_stands_until_a_start_is_confirmed(journal: Arc<d
     let start = journal.begin_start(new_start("a")).await.unwrap();
     let standing = journal.claim_standing(None).await.unwrap();
     assert_eq!((standing.adopted_by.as_deref(), &standing.journal), (Some("eve"), &start.journal));
-    journal.confirm_start(&start).await.unwrap();
+    journal.confirm_start(&start, None).await.unwrap();
     assert_eq!(journal.claim_standing(None).await.unwrap().adopted_by, None);
     let account = journal.account(1, Address([7; 20])).await.unwrap();
     let (from_block, to_block) = (BlockNumber(1), BlockNumber(2));

@@ -688,6 +688,8 @@ macro_rules! journal_contract {
             the_first_of_a_batch_is_pruned_after_the_others,
             of_a_key_the_next_waits_until_the_one_before_is_final,
             of_a_key_the_next_waits_through_retries_and_until_the_dead_letter_has_its_confirm,
+            a_retry_that_is_lost_is_named_once_and_ends_without_a_dead_letter,
+            no_retry_is_lost_before_the_journal_has_served_the_queue_for_long_enough,
             a_replay_lets_those_behind_it_go,
             what_waits_for_its_key_is_signed_and_tried_again_by_nobody,
             a_key_is_one_over_all_accounts,

@@ -1,10 +1,13 @@
 //! The part of the set about strict ordering: of each key one request at most is given out, in the order of admission.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use crate::journal::contract::{Set, arrival, dead, displaced, failed, id, set, succeeded, transaction};
-use crate::journal::{AccountId, Arrival, Decision, Journal, JournalError, QueuedRequest, RequestSeq, Settlement};
-use crate::model::{Address, Cause, Generation, Members, Order, OrderKey, Reason, RequestState};
+use crate::journal::{
+    AccountId, Arrival, Decision, GivenUp, Journal, JournalError, QueuedRequest, RequestSeq, Settlement,
+};
+use crate::model::{Address, Cause, Generation, Members, Order, OrderKey, Reason, RequestState, Timestamp};
 use crate::policy::limits::Limits;
 
 const RETURNED: Generation = Generation { replay: 0, retry: 1 };
@@ -43,6 +46,19 @@ impl Set {
 
     async fn settle(&self, settlement: Settlement) {
         self.journal.settle(&self.lease, vec![settlement]).await.unwrap();
+    }
+
+    /// Takes the queue over at this time.
+    pub(super) async fn serve_since(&self, at: Timestamp) {
+        let start = self.journal.begin_start(crate::journal::contract::new_start("s")).await.unwrap();
+        self.journal.confirm_start(&start, Some(at)).await.unwrap();
+    }
+
+    /// Names the lost retries of all that the broker had by this time, with their numbers.
+    pub(super) async fn find_lost(&self, confirmed_by: Timestamp) -> Vec<(String, u32)> {
+        self.serve_since(Timestamp(1)).await;
+        let lost = self.journal.name_lost_retries(confirmed_by, 100).await.unwrap();
+        lost.into_iter().map(|lost| (lost.request, lost.attempt)).collect()
     }
 
     async fn confirm_copy(&self, request: RequestSeq) {
@@ -97,6 +113,62 @@ pub(crate) async fn of_a_key_the_next_waits_through_retries_and_until_the_dead_l
         let request = set.write(text, nonce as u64).await;
         set.settle(succeeded(request, nonce as u64, text)).await;
     }
+}
+
+/// One that the broker lost holds those behind it until its retry comes, or until it is given up.
+pub(crate) async fn a_retry_that_is_lost_is_named_once_and_ends_without_a_dead_letter(journal: Arc<dyn Journal>) {
+    let set = set(journal, &[]).await;
+    set.admit_keyed(&["k1", "k2", "l1", "m1"]).await;
+    let (k1, l1) = (set.seq_of("k1").await, set.seq_of("l1").await);
+    for request in [k1, l1] {
+        set.settle(failed(request, 1)).await;
+        set.confirm_copy(request).await;
+    }
+    let now = Timestamp::now().after(Duration::from_secs(1));
+    assert!(set.journal.name_lost_retries(now, 9).await.unwrap().is_empty(), "it has served no queue yet");
+    let named = set.find_lost(now).await;
+    assert_eq!(named, [("k1".to_owned(), 1), ("l1".to_owned(), 1)]);
+    assert!(set.find_lost(now).await.is_empty(), "it is logged once");
+    let listed = async || set.journal.overview().await.unwrap().lost_retries;
+    assert_eq!(listed().await.len(), 2);
+    set.journal.admit(vec![keyed(set.account, "l1", "l", RETURNED)]).await.unwrap();
+    assert_eq!(listed().await.iter().map(|lost| lost.request.as_str()).collect::<Vec<_>>(), ["k1"], "the other came");
+    assert!(set.journal.cancelled_retries(9).await.unwrap().is_empty());
+    for text in ["k1", "m1"] {
+        set.journal.cancel(&id(text), Order::new("me", "enough")).await.unwrap();
+    }
+    let cancelled = set.journal.cancelled_retries(9).await.unwrap();
+    let [retry] = cancelled.as_slice() else { panic!("{cancelled:?}") };
+    assert_eq!((retry.id.as_str(), retry.detail.as_str()), ("k1", "cancelled by me: enough"));
+    let give_up = async |request, generation| {
+        let cause = Cause::new(Reason::Cancelled, "by me");
+        let event = crate::journal::contract::event("given up");
+        set.journal.give_up(vec![GivenUp { request, generation, cause, event }]).await.unwrap()
+    };
+    assert!(give_up(l1, RETURNED).await.is_empty(), "it is open");
+    assert!(give_up(k1, REPLAYED).await.is_empty(), "it is another copy");
+    assert_eq!(set.queued_ids().await, ["l1"]);
+    let events = set.journal.events(&[set.account], 0, 100).await.unwrap().len();
+    assert_eq!(give_up(k1, RETURNED).await, [k1]);
+    assert_eq!(set.state("k1").await, RequestState::Dead);
+    assert_eq!(set.journal.events(&[set.account], 0, 100).await.unwrap().len(), events + 1);
+    assert!(set.queued_ids().await.contains(&"k2".to_owned()), "those behind it go on");
+    assert!(listed().await.is_empty());
+    set.journal.admit(vec![keyed(set.account, "k1", "k", REPLAYED)]).await.unwrap();
+    assert_eq!(set.state("k1").await, RequestState::Accepted, "it may be sent again as a replay");
+}
+
+/// A newer journal may have published the next retry until this one took the queue over.
+pub(crate) async fn no_retry_is_lost_before_the_journal_has_served_the_queue_for_long_enough(
+    journal: Arc<dyn Journal>,
+) {
+    let set = set(journal, &["a"]).await;
+    set.settle(failed(set.seq(0), 1)).await;
+    set.confirm_copy(set.seq(0)).await;
+    let later = |seconds| Timestamp::now().after(Duration::from_secs(seconds));
+    set.serve_since(later(60)).await;
+    assert!(set.journal.name_lost_retries(later(30), 9).await.unwrap().is_empty());
+    assert_eq!(set.journal.name_lost_retries(later(90), 9).await.unwrap().len(), 1);
 }
 
 /// A replay may come before the confirm of the dead letter is noted, and with another key.

@@ -3,12 +3,12 @@
 use std::sync::Arc;
 
 use crate::journal::contract::{Set, arrival, dead, displaced, event, failed, set, succeeded, transaction};
-use crate::journal::{ClosedTransaction, ConfirmedCopy, CopyKind, Decision, Journal, Settlement};
+use crate::journal::{ClosedTransaction, ConfirmedCopy, CopyKind, Decision, GivenUp, Journal, Settlement};
 use crate::model::request::Observation;
-use crate::model::{Generation, Members, Nonce, RequestState, TransactionState, TxHash};
+use crate::model::{Cause, Generation, Members, Nonce, Reason, RequestState, Timestamp, TransactionState, TxHash};
 use crate::policy::limits::Limits;
 
-const OBSERVATIONS: [Observation; 8] = [
+const OBSERVATIONS: [Observation; 9] = [
     Observation::Accepted,
     Observation::Signed,
     Observation::Displaced,
@@ -17,6 +17,7 @@ const OBSERVATIONS: [Observation; 8] = [
     Observation::FailedForNow,
     Observation::FailedForGood,
     Observation::Confirmed,
+    Observation::GivenUp,
 ];
 
 /// A pair that cannot be either fails, or leaves the state as it is.
@@ -85,6 +86,13 @@ async fn observe(set: &Set, index: usize, observation: Observation, live: Option
             let kind = kinds.into_iter().find(|kind| kind.pending() == known.state).unwrap_or(CopyKind::Retry);
             let copy = ConfirmedCopy { request, generation: known.generation, kind, event: event("copy") };
             return set.journal.confirm(vec![copy]).await.is_ok();
+        }
+        Observation::GivenUp => {
+            let known = set.journal.standings(vec![queued.id.clone()]).await.unwrap().remove(0).1;
+            set.find_lost(Timestamp::now()).await;
+            let (generation, cause) = (known.generation, Cause::new(Reason::Cancelled, "by me"));
+            let given_up = GivenUp { request, generation, cause, event: event("given up") };
+            return !set.journal.give_up(vec![given_up]).await.unwrap().is_empty();
         }
         Observation::Displaced => of(displaced(request, next.0), TransactionState::Displaced),
         Observation::Succeeded => match live {

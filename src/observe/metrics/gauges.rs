@@ -76,6 +76,8 @@ gauges! {
         "Requests in the journal that are not settled: accepted, writing, retry_pending, dead_pending; of all instances";
     oldest_age = "requests_oldest_age_seconds" by ["account", "state"],
         "For how long the first in line of them has been in this state";
+    retries_lost = "retries_lost" by [],
+        "Requests that wait for a retry which the broker has lost, of all instances; up to 100";
     holds = "holds" by ["scope"],
         "Holds of operators that stand, of all instances: everything, account, route";
     hold_age = "hold_oldest_age_seconds" by ["scope"], "For how long the oldest hold of this scope stands; 0 without one";

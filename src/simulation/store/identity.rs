@@ -12,6 +12,7 @@ pub(super) struct Identity {
     made_at: Option<Timestamp>,
     starts: Vec<StartToken>,
     adopted_by: Option<String>,
+    serves_since: Option<Timestamp>,
 }
 
 impl Store {
@@ -34,8 +35,13 @@ impl Store {
         }
     }
 
-    pub(crate) fn confirm_start(&mut self) {
+    pub(crate) fn confirm_start(&mut self, taken_at: Option<Timestamp>) {
         self.identity.adopted_by = None;
+        self.identity.serves_since = taken_at.or(self.identity.serves_since);
+    }
+
+    pub(super) fn serves_since(&self) -> Option<Timestamp> {
+        self.identity.serves_since
     }
 
     pub(crate) fn adopt(&mut self, now: Timestamp, operator: String) {

@@ -305,7 +305,7 @@ impl Store {
             row.write = write;
         }
         (row.reply, row.trace) = (reply, trace);
-        row.settled_at = None;
+        (row.settled_at, row.is_lost, row.is_given_up) = (None, false, false);
         (row.changed_at, row.accepted_at) = (now, now);
         row.note(now, if is_replay { "replayed" } else { "returned" }, format!("accepted as attempt {generation}"));
     }
@@ -477,6 +477,8 @@ impl RequestRow {
             accepted_at: now,
             changed_at: now,
             settled_at: None,
+            is_lost: false,
+            is_given_up: false,
             first_failed_at: None,
             failure: None,
             nonces: Vec::new(),

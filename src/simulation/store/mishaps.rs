@@ -29,6 +29,10 @@ impl Store {
         CancelAnswer::Noted(row.state)
     }
 
+    pub(crate) fn is_cancelled(&self, id: &RequestId) -> bool {
+        self.seqs.get(id).is_some_and(|seq| self.cancellations.contains_key(seq))
+    }
+
     pub(crate) fn cancellations(&self, account: AccountId) -> Vec<Cancellation> {
         let cancelled =
             self.cancellations.iter().filter_map(|(seq, cancel)| Some((*seq, cancel, self.requests.get(seq)?)));

@@ -26,6 +26,7 @@ mod holds;
 mod identity;
 mod lanes;
 mod limits;
+mod lost_retries;
 mod mishaps;
 mod reading;
 
@@ -125,6 +126,10 @@ pub(crate) struct RequestRow {
     pub(crate) accepted_at: Timestamp,
     pub(crate) changed_at: Timestamp,
     pub(crate) settled_at: Option<Timestamp>,
+    /// Its retry counts as lost.
+    pub(crate) is_lost: bool,
+    /// An operator gave it up then: there is no dead letter.
+    pub(crate) is_given_up: bool,
     pub(crate) first_failed_at: Option<Timestamp>,
     pub(crate) failure: Option<Cause>,
     /// Every nonce it ever had, oldest first.
@@ -323,6 +328,7 @@ impl RequestRow {
     fn end(&mut self, now: Timestamp, settled_at: Timestamp, state: RequestState) {
         self.state = state;
         self.changed_at = now;
+        self.is_lost = false;
         self.settled_at = Some(settled_at);
         self.message = None;
         if let Some(write) = &mut self.write

@@ -54,7 +54,7 @@ impl Store {
             (account, OpenRequests { state: state.to_owned(), count, since: first.changed_at })
         });
         let accounts = self.accounts.iter().map(account).collect();
-        JournalOverview::of(accounts, open.collect(), self.recent_incidents(), self.holds.clone())
+        JournalOverview::of(accounts, open.collect(), self.recent_incidents(), self.holds.clone(), self.lost_retries())
     }
 
     fn waiting_of(&self, account: AccountId) -> u64 {
