@@ -70,6 +70,8 @@ CREATE TABLE requests (
                         write_data IS NULL OR (write_to IS NOT NULL AND state <> 'final' AND state <> 'dead')),
     -- SHA-256 of all of it: what was torn or edited on disk is not signed.
     write_hash      bytea CHECK (length(write_hash) = 32 AND (write_hash IS NULL) = (write_to IS NULL)),
+    -- SHA-256 of the calldata, which stays when the calldata is gone: an unknown transaction may have the same.
+    data_hash       bytea CHECK (length(data_hash) = 32 AND (data_hash IS NULL) = (write_to IS NULL)),
     -- Nothing is signed for it from this time on, unless something was signed before. NULL: no such time.
     not_after       bigint,
     -- Of a message that was refused: the id that it had. It never became the request of that id, so `id` is made up for it.
@@ -101,6 +103,9 @@ CREATE INDEX requests_ended ON requests (settled_at) WHERE state IN ('dead', 'fi
 CREATE INDEX requests_waiting ON requests (account, settled_at) WHERE state = 'retry_waiting';
 -- What waits for it in vain.
 CREATE INDEX requests_lost ON requests (lost_at) WHERE lost_at IS NOT NULL;
+-- What failed and has no transaction that may land, by its calldata.
+CREATE INDEX requests_failed ON requests (data_hash)
+    WHERE state <> 'accepted' AND state <> 'writing' AND state <> 'final';
 -- The next of an ordering key, found without a scan of those behind it.
 CREATE INDEX requests_ordered ON requests (order_key, order_place)
     WHERE order_key IS NOT NULL AND state <> 'final' AND state <> 'dead';
@@ -321,6 +326,16 @@ CREATE UNLOGGED TABLE lives (
     server_start bigint NOT NULL
 );
 
+-- How often each connection of each process has committed: a database that shows fewer than the process knows of has lost
+-- commits. Rows of processes that were killed go after some months.
+CREATE TABLE commits (
+    process text NOT NULL,
+    slot    integer NOT NULL,
+    count   bigint NOT NULL,
+    at      timestamptz NOT NULL DEFAULT now(),
+    PRIMARY KEY (process, slot)
+) WITH (fillfactor = 50);
+
 -- Which journal this is, in one row: there from the first start on.
 CREATE TABLE identity (
     one        bigint PRIMARY KEY CHECK (one = 1),
@@ -331,8 +346,14 @@ CREATE TABLE identity (
     serves_since bigint,
     -- Starts of instances so far.
     starts     bigint NOT NULL CHECK (starts >= 0),
-    -- The operator who lets the next start take the queue over from whichever journal serves it.
-    adopted_by text
+    -- An operator lets the next start take the queue over from the journal and the start that its marker names.
+    adopted_by text,
+    adopted_at bigint,
+    adopted_from text,
+    adopted_start bigint,
+    CHECK ((adopted_by IS NULL) = (adopted_at IS NULL)
+        AND (adopted_by IS NULL) = (adopted_from IS NULL)
+        AND (adopted_by IS NULL) = (adopted_start IS NULL))
 );
 
 -- Starts of instances, by which a journal knows the marker at the broker. Two copies that go on from the same point count

@@ -71,6 +71,8 @@ CREATE TABLE requests (
                         write_data IS NULL OR (write_to IS NOT NULL AND state <> 'final' AND state <> 'dead')),
     -- SHA-256 of all of it: what was torn or edited on disk is not signed.
     write_hash      BLOB CHECK (length(write_hash) = 32 AND (write_hash IS NULL) = (write_to IS NULL)),
+    -- SHA-256 of the calldata, which stays when the calldata is gone: an unknown transaction may have the same.
+    data_hash       BLOB CHECK (length(data_hash) = 32 AND (data_hash IS NULL) = (write_to IS NULL)),
     -- Nothing is signed for it from this time on, unless something was signed before. NULL: no such time.
     not_after       INTEGER,
     -- Of a message that was refused: the id that it had. It never became the request of that id, so `id` is made up for it.
@@ -102,6 +104,9 @@ CREATE INDEX requests_ended ON requests (settled_at) WHERE state IN ('dead', 'fi
 CREATE INDEX requests_waiting ON requests (account, settled_at) WHERE state = 'retry_waiting';
 -- What waits for it in vain.
 CREATE INDEX requests_lost ON requests (lost_at) WHERE lost_at IS NOT NULL;
+-- What failed and has no transaction that may land, by its calldata.
+CREATE INDEX requests_failed ON requests (data_hash)
+    WHERE state <> 'accepted' AND state <> 'writing' AND state <> 'final';
 -- The next of an ordering key, found without a scan of those behind it.
 CREATE INDEX requests_ordered ON requests (order_key, order_place)
     WHERE order_key IS NOT NULL AND state <> 'final' AND state <> 'dead';
@@ -324,8 +329,14 @@ CREATE TABLE identity (
     serves_since INTEGER,
     -- Starts of instances so far.
     starts     INTEGER NOT NULL CHECK (starts >= 0),
-    -- The operator who lets the next start take the queue over from whichever journal serves it.
-    adopted_by TEXT
+    -- An operator lets the next start take the queue over from the journal and the start that its marker names.
+    adopted_by TEXT,
+    adopted_at INTEGER,
+    adopted_from TEXT,
+    adopted_start INTEGER,
+    CHECK ((adopted_by IS NULL) = (adopted_at IS NULL)
+        AND (adopted_by IS NULL) = (adopted_from IS NULL)
+        AND (adopted_by IS NULL) = (adopted_start IS NULL))
 ) STRICT;
 
 -- Starts of instances, by which a journal knows the marker at the broker. Two copies that go on from the same point count

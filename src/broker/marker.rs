@@ -55,10 +55,45 @@ pub struct SessionMarkers {
     /// The exchange that leads to the queue.
     pub(super) exchange: String,
     pub(super) queue: String,
+    pub(super) numbers: SessionNumbers,
+}
+
+/// Counts sessions, and says which of them may have deliveries.
+#[derive(Clone)]
+pub struct SessionNumbers {
+    newest: watch::Sender<u64>,
+    admitted: watch::Sender<u64>,
+}
+
+impl Default for SessionNumbers {
+    fn default() -> Self {
+        Self { newest: watch::Sender::new(0), admitted: watch::Sender::new(0) }
+    }
+}
+
+impl SessionNumbers {
+    /// Counts one more session and returns its number.
+    pub(super) fn begin(&self) -> u64 {
+        self.newest.send_modify(|newest| *newest += 1);
+        *self.newest.borrow()
+    }
+
+    pub(super) fn admitted(&self) -> watch::Receiver<u64> {
+        self.admitted.subscribe()
+    }
+
+    pub(super) fn admit(&self, session: u64) {
+        self.admitted.send_if_modified(|admitted| {
+            let is_newer = session > *admitted;
+            *admitted = session.max(*admitted);
+            is_newer
+        });
+    }
 }
 
 /// The channel that holds the queue. Its end gives back what is not acked.
 struct Hold {
+    number: u64,
     session: Arc<PublishSession>,
     channel: Channel,
     consumer: Consumer,
@@ -72,11 +107,21 @@ struct Hold {
 impl MarkerQueue for SessionMarkers {
     async fn hold(&self) -> Result<Box<dyn HeldMarkers>, BrokerError> {
         let session = self.session().await?;
+        let number = *self.numbers.newest.borrow();
         let (channel, consumer) = self.consume(&session.connected).await?;
         let (exchange, queue) = (self.exchange.clone(), self.queue.clone());
-        let mut hold = Hold { session, channel, consumer, exchange, queue, found: Vec::new(), tags: Vec::new() };
+        let mut hold =
+            Hold { number, session, channel, consumer, exchange, queue, found: Vec::new(), tags: Vec::new() };
         hold.read().await?;
         Ok(Box::new(hold))
+    }
+
+    fn sessions(&self) -> watch::Receiver<u64> {
+        self.numbers.newest.subscribe()
+    }
+
+    fn admit(&self, session: u64) {
+        self.numbers.admit(session);
     }
 }
 
@@ -180,6 +225,10 @@ impl Hold {
 
 #[async_trait]
 impl HeldMarkers for Hold {
+    fn session(&self) -> u64 {
+        self.number
+    }
+
     fn found(&self) -> &[Marker] {
         &self.found
     }

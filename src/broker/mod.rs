@@ -46,6 +46,7 @@
 //! Only this folder uses `lapin`. Its types do not leave it.
 
 use async_trait::async_trait;
+use tokio::sync::watch;
 
 use crate::model::{Marker, Message, TraceContext};
 use crate::observe::traces::Work;
@@ -223,11 +224,17 @@ pub trait MarkerQueue: Send + Sync {
     /// Takes what is in the queue, and keeps other instances away from it until the result is dropped. Dropped without a
     /// replacement, everything goes back.
     async fn hold(&self) -> Result<Box<dyn HeldMarkers>, BrokerError>;
+    /// Returns the number of the newest session with the broker, from 1; 0 before the first.
+    fn sessions(&self) -> watch::Receiver<u64>;
+    /// Lets deliveries of this session come: the marker that it shows lets this journal serve the queue.
+    fn admit(&self, session: u64);
 }
 
 /// The markers that were found; mostly one.
 #[async_trait]
 pub trait HeldMarkers: Send {
+    /// Returns the number of the session in which they were read.
+    fn session(&self) -> u64;
     /// Returns them in the order of the queue.
     fn found(&self) -> &[Marker];
     /// Leaves this marker in place of all that were found. A crash on the way leaves both.

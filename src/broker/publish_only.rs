@@ -7,7 +7,7 @@ use tokio::sync::watch;
 
 use crate::broker::BrokerError;
 use crate::broker::connection::BrokerSettings;
-use crate::broker::marker::SessionMarkers;
+use crate::broker::marker::{SessionMarkers, SessionNumbers};
 use crate::broker::publisher::{PublishSession, SessionPublisher};
 use crate::broker::topology::Names;
 use crate::observe::metrics::PublishMeter;
@@ -29,7 +29,8 @@ impl PublishOnly {
 
     pub fn markers(&self, names: &Names) -> SessionMarkers {
         let (exchange, queue) = (names.retry.clone(), names.journal.clone());
-        SessionMarkers { session: self.sessions.subscribe(), patience: self.patience, exchange, queue }
+        let (session, patience) = (self.sessions.subscribe(), self.patience);
+        SessionMarkers { session, patience, exchange, queue, numbers: SessionNumbers::default() }
     }
 
     pub fn publisher(&self) -> SessionPublisher {

@@ -18,7 +18,7 @@ use crate::broker::consumers::{Consumers, Held, bytes_of};
 use crate::broker::convert::message_of;
 use crate::broker::endings::Endings;
 use crate::broker::hosts::Turn;
-use crate::broker::marker::SessionMarkers;
+use crate::broker::marker::{SessionMarkers, SessionNumbers};
 use crate::broker::prefetch::{Prefetch, PrefetchState};
 use crate::broker::publisher::{PublishSession, SessionPublisher};
 use crate::broker::renewal::keep_valid;
@@ -33,6 +33,8 @@ use crate::policy::retry_schedule::RetryPauses;
 const LONGEST_REASON_BYTES: usize = 256;
 /// Time to close the connections of a session that failed.
 const FAREWELL: Duration = Duration::from_millis(100);
+/// Deliveries of a new session wait this long for the marker.
+const MARKER_WAIT: Duration = Duration::from_secs(10);
 /// Longest interval between heartbeats of an idle loop.
 const BEAT: Duration = Duration::from_secs(1);
 
@@ -79,12 +81,37 @@ impl BrokerState {
 pub struct Broker {
     settings: BrokerSettings,
     publish_session: watch::Sender<Option<Arc<PublishSession>>>,
+    numbers: SessionNumbers,
     state: watch::Sender<BrokerState>,
     prefetch: watch::Sender<PrefetchState>,
     /// Set once a message with a priority has come, and the log explains what that means.
     has_met_priority: OnceLock<()>,
     beat: Heartbeat,
     meter: PublishMeter,
+}
+
+/// Keeps deliveries of a session back until its marker was read: another journal may have taken the queue over while there
+/// was no session. A marker that cannot be read keeps them back for a while only.
+struct Gate {
+    number: u64,
+    admitted: watch::Receiver<u64>,
+    opens_at: Instant,
+}
+
+impl Gate {
+    fn new(numbers: &SessionNumbers) -> Self {
+        Self { number: numbers.begin(), admitted: numbers.admitted(), opens_at: Instant::now() + MARKER_WAIT }
+    }
+
+    fn is_open(&self) -> bool {
+        *self.admitted.borrow() >= self.number || Instant::now() >= self.opens_at
+    }
+
+    async fn opens(&mut self) {
+        let (number, opens_at) = (self.number, self.opens_at);
+        let admitted = self.admitted.wait_for(|admitted| *admitted >= number);
+        let _ = tokio::time::timeout_at(opens_at, admitted).await;
+    }
 }
 
 struct Channels {
@@ -101,7 +128,8 @@ impl Broker {
         let state = watch::Sender::new(BrokerState::Connecting("connecting for the first time".to_owned()));
         let (publish_session, meter) = (watch::Sender::new(None), PublishMeter::default());
         let prefetch = watch::Sender::new(Prefetch::new(settings.prefetch, settings.prefetch_bytes).state());
-        Self { settings, publish_session, state, prefetch, has_met_priority: OnceLock::new(), beat, meter }
+        let numbers = SessionNumbers::default();
+        Self { settings, publish_session, numbers, state, prefetch, has_met_priority: OnceLock::new(), beat, meter }
     }
 
     pub fn publisher(&self) -> SessionPublisher {
@@ -120,6 +148,7 @@ impl Broker {
             patience: self.settings.confirm_timeout,
             exchange: names.retry.clone(),
             queue: names.journal.clone(),
+            numbers: self.numbers.clone(),
         }
     }
 
@@ -185,6 +214,7 @@ impl Broker {
         let publishing = PublishSession::new(publishing, self.settings.publish_channels, self.settings.confirm_timeout);
         let publishing = Arc::new(publishing);
         self.publish_session.send_replace(Some(Arc::clone(&publishing)));
+        let mut gate = Gate::new(&self.numbers);
         info!(
             broker.host = consuming.authority(),
             broker.vhost = consuming.vhost(),
@@ -197,7 +227,7 @@ impl Broker {
         let connections = (&consuming, &publishing.connected);
         let renewing = keep_valid(&self.settings.access.login, [&consuming, &publishing.connected]);
         let served = tokio::select! {
-            served = self.serve(channels, connections, &channel, &mut events, &mut endings, prefetch) => served,
+            served = self.serve(channels, connections, (&channel, &mut gate), &mut events, &mut endings, prefetch) => served,
             never = renewing => match never {},
         };
         self.publish_session.send_replace(None);
@@ -218,7 +248,7 @@ impl Broker {
         &self,
         channels: &Channels,
         (consuming, publishing): (&Connected, &Connected),
-        channel: &Channel,
+        (channel, gate): (&Channel, &mut Gate),
         events: &mut (impl Stream<Item = Event> + Unpin),
         endings: &mut Endings,
         prefetch: &mut Prefetch,
@@ -233,7 +263,7 @@ impl Broker {
         loop {
             self.beat.beat();
             let is_open = intake_is_there && wanted(&mut flow, has_delivered)? == Flow::Open;
-            let is_wanted = is_open && !channels.stop_consuming.is_cancelled();
+            let is_wanted = is_open && gate.is_open() && !channels.stop_consuming.is_cancelled();
             if is_wanted && consumers.have_room() {
                 self.adapt(prefetch, &mut consumers, &hunger);
                 if consumers.is_outgrown() || consumers.are_oversized() {
@@ -251,6 +281,7 @@ impl Broker {
             tokio::select! {
                 biased;
                 () = channels.close.cancelled() => return Ok(()),
+                () = gate.opens(), if !gate.is_open() => {}
                 event = events.next() => self.handle_event(event, [consuming, publishing])?,
                 // The event of a failed connection may come before its state shows it.
                 _ = check.tick() => {
@@ -398,4 +429,24 @@ fn wanted(flow: &mut watch::Receiver<Flow>, has_delivered: bool) -> Result<Flow,
 
 fn watched(connected: &Connected) -> impl Stream<Item = Event> + Unpin + use<> {
     connected.connection.events_listener().boxed()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test(start_paused = true)]
+    async fn a_session_has_deliveries_once_its_marker_was_read_or_after_a_while() {
+        let numbers = SessionNumbers::default();
+        let mut first = Gate::new(&numbers);
+        assert!(!first.is_open());
+        numbers.admit(1);
+        first.opens().await;
+        assert!(first.is_open());
+        let mut second = Gate::new(&numbers);
+        assert!(!second.is_open(), "the marker of the session before says nothing");
+        let began = Instant::now();
+        second.opens().await;
+        assert!(second.is_open() && began.elapsed() >= MARKER_WAIT);
+    }
 }

@@ -164,10 +164,10 @@ fn sort(known: Vec<(RequestId, Known)>, arrivals: &[Arrival]) -> Sorted<'_> {
 /// Names the columns that [`arrived`] fills.
 const ARRIVED: &str = "of_id text, account bigint, replay bigint, retry bigint, turn bigint, order_key bytea, \
                        write_to bytea, write_value text, write_gas bigint, write_margin bigint, write_max_fee bigint, write_data bytea, \
-                       write_hash bytea, not_after bigint, route text, traceparent text, tracestate text, reply_to text, correlation_id text, \
+                       write_hash bytea, data_hash bytea, not_after bigint, route text, traceparent text, tracestate text, reply_to text, correlation_id text, \
                        body_hash bytea, envelope text, body bytea";
 
-fn arrived(arrival: &Arrival, turn: i64) -> Result<[Value<'_>; 22]> {
+fn arrived(arrival: &Arrival, turn: i64) -> Result<[Value<'_>; 23]> {
     let Arrival { id, generation, body_hash, message, account, order_key, not_after, route, write } = arrival;
     let write = write.as_ref();
     let (gas, margin) = match write.map(|write| write.gas) {
@@ -190,6 +190,7 @@ fn arrived(arrival: &Arrival, turn: i64) -> Result<[Value<'_>; 22]> {
         write.and_then(|write| write.max_fee).map(|most| to_i64("a fee", most.0)).transpose()?,
         write.and_then(|write| write.data.as_deref()),
         write.map(|write| write.hash().as_bytes().to_vec()),
+        write.map(|write| write.data_hash(*body_hash).as_bytes().to_vec()),
         not_after.map(|not_after| not_after.0),
         route,
         trace.as_ref().map(|trace| trace.parent().to_owned()),
@@ -210,11 +211,11 @@ async fn insert_new(
 ) -> Result<()> {
     let insert = format!(
         "INSERT INTO requests (id, account, state, replay, retry, turn, received_at, changed_at, accepted_at, order_key, \
-         order_place, write_to, write_value, write_gas, write_margin, write_max_fee, write_data, write_hash, not_after, route, traceparent, \
+         order_place, write_to, write_value, write_gas, write_margin, write_max_fee, write_data, write_hash, data_hash, not_after, route, traceparent, \
          tracestate, reply_to, correlation_id, body_hash, envelope, body) \
          SELECT u.of_id, u.account, '{}', u.replay, u.retry, CASE WHEN u.order_key IS NULL THEN u.turn ELSE 0 END, \
          $1, $1, $1, u.order_key, CASE WHEN u.order_key IS NOT NULL THEN u.turn END, u.write_to, u.write_value, \
-         u.write_gas, u.write_margin, u.write_max_fee, u.write_data, u.write_hash, u.not_after, u.route, u.traceparent, u.tracestate, u.reply_to, \
+         u.write_gas, u.write_margin, u.write_max_fee, u.write_data, u.write_hash, u.data_hash, u.not_after, u.route, u.traceparent, u.tracestate, u.reply_to, \
          u.correlation_id, u.body_hash, u.envelope, u.body FROM u ORDER BY u.place",
         RequestState::Accepted
     );
@@ -253,6 +254,7 @@ async fn accept_again(
         "write_max_fee",
         "write_data",
         "write_hash",
+        "data_hash",
         "not_after",
         "route",
         "account",

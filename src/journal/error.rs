@@ -24,6 +24,13 @@ pub enum JournalError {
     /// The commit failed: whether it holds is known only to the database.
     #[error("the journal could not commit: {0}; whether the last writes hold is read again at the next start")]
     Commit(String),
+    /// The database has fewer commits than this process knows of.
+    #[error(
+        "the journal's database has lost {missing} of this process's commits: a standby without them took over, or an older \
+         copy was restored; the process ends, and its next start compares the journal with the broker and the chain: see \
+         docs/operations/lost-journal.md"
+    )]
+    WentBack { missing: String },
     #[error("the lease on account {account} belongs to another instance")]
     LeaseLost { account: AccountId },
     /// A stored row is not what it must be.
@@ -53,6 +60,7 @@ impl JournalError {
             Self::Storage { .. }
             | Self::Missing { .. }
             | Self::Commit(_)
+            | Self::WentBack { .. }
             | Self::LeaseLost { .. }
             | Self::Corrupt { .. }
             | Self::Inconsistent { .. } => false,

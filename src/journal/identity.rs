@@ -2,11 +2,11 @@
 
 use async_trait::async_trait;
 
-use crate::journal::columns::{Columns, optional_text, text, to_i64, unsigned};
+use crate::journal::columns::{Columns, number, optional_text, text, to_i64, unsigned};
 use crate::journal::database::{Database, SqlJournal, Statements, values};
 use crate::journal::error::Result;
 use crate::journal::operator_log::{self, Subject};
-use crate::model::{Act, JournalId, Order, Start, StartToken, Timestamp};
+use crate::model::{Act, Adoption, JournalId, MarkedStart, Order, Start, StartToken, Timestamp};
 use crate::policy::marker::Standing;
 
 /// Starts that are kept before the last one that the broker has confirmed.
@@ -34,8 +34,8 @@ pub trait Identities: Send + Sync {
     /// Records that the broker has a marker with this start. An adoption is over with it. `taken_at`: the marker before was
     /// none of this journal's, or there was none.
     async fn confirm_start(&self, start: &Start, taken_at: Option<Timestamp>) -> Result<()>;
-    /// Lets the next start take the queue over from whichever journal serves it.
-    async fn adopt(&self, order: Order) -> Result<()>;
+    /// Lets the next start take the queue over from the journal whose marker names this start.
+    async fn adopt(&self, from: MarkedStart, order: Order) -> Result<()>;
 }
 
 #[async_trait]
@@ -55,17 +55,21 @@ impl<D: Database> Identities for SqlJournal<D> {
         .await
     }
 
-    async fn adopt(&self, order: Order) -> Result<()> {
-        self.write(order, |connection, order| {
+    async fn adopt(&self, from: MarkedStart, order: Order) -> Result<()> {
+        self.write((from, order), |connection, (from, order)| {
             Box::pin(async move {
-                adopt(connection, &order.by.to_string()).await?;
-                let (now, subject) = (Timestamp::now(), Subject::default());
-                operator_log::record(connection, now, (Act::Adopt, order), &subject, "").await
+                let (at, subject) = (Timestamp::now(), Subject::default());
+                adopt(connection, &Adoption { by: order.by.to_string(), at, from: from.clone() }).await?;
+                let detail = format!("from start {} of journal {}", from.number, from.journal.0);
+                operator_log::record(connection, at, (Act::Adopt, order), &subject, &detail).await
             })
         })
         .await
     }
 }
+
+const FORGET_ADOPTION: &str = "UPDATE identity SET adopted_by = NULL, adopted_at = NULL, adopted_from = NULL, \
+                               adopted_start = NULL WHERE adopted_by IS NOT NULL";
 
 async fn begin_start(connection: &dyn Statements, new: &NewStart) -> Result<Start> {
     const DOING: &str = "count a start";
@@ -89,25 +93,31 @@ async fn claim_standing(connection: &dyn Statements, found: Option<&(u64, StartT
     const DOING: &str = "read which journal this is";
     let identity = |row: &dyn Columns| {
         let journal = JournalId(text(row, "identity", "id")?.into_owned());
-        Ok((journal, optional_text(row, "identity", "adopted_by")?))
+        let Some(by) = optional_text(row, "identity", "adopted_by")? else { return Ok((journal, None)) };
+        let from = MarkedStart {
+            journal: JournalId(text(row, "identity", "adopted_from")?.into_owned()),
+            number: unsigned(row, "identity", "adopted_start")?,
+        };
+        let at = Timestamp(number(row, "identity", "adopted_at")?);
+        Ok((journal, Some(Adoption { by, at, from })))
     };
-    let select = "SELECT id, adopted_by FROM identity";
-    let (journal, adopted_by) =
+    let select = "SELECT id, adopted_by, adopted_at, adopted_from, adopted_start FROM identity";
+    let (journal, adoption) =
         connection.row(DOING, select, &[], identity).await?.unwrap_or((JournalId(String::new()), None));
     let mut knows_start = false;
-    if let Some((number, StartToken(token))) = found {
+    if let Some((counted, StartToken(token))) = found {
         let select = "SELECT 1 FROM starts WHERE number = $1 AND token = $2";
         // No start of ours has a number beyond 64 bits.
-        let number = i64::try_from(*number).unwrap_or(-1);
-        knows_start = connection.row(DOING, select, &values![number, token], |_| Ok(())).await?.is_some();
+        let counted = i64::try_from(*counted).unwrap_or(-1);
+        knows_start = connection.row(DOING, select, &values![counted, token], |_| Ok(())).await?.is_some();
     }
     let has_requests = connection.row(DOING, "SELECT 1 FROM requests LIMIT 1", &[], |_| Ok(())).await?.is_some();
-    Ok(Standing { journal, knows_start, has_requests, adopted_by })
+    Ok(Standing { journal, knows_start, has_requests, adoption })
 }
 
 async fn confirm_start(connection: &dyn Statements, start: &Start, taken_at: Option<Timestamp>) -> Result<()> {
     const DOING: &str = "record the broker's marker";
-    connection.execute(DOING, "UPDATE identity SET adopted_by = NULL WHERE adopted_by IS NOT NULL", &[]).await?;
+    connection.execute(DOING, FORGET_ADOPTION, &[]).await?;
     if let Some(taken_at) = taken_at {
         connection.execute(DOING, "UPDATE identity SET serves_since = $1", &values![taken_at.0]).await?;
     }
@@ -116,10 +126,13 @@ async fn confirm_start(connection: &dyn Statements, start: &Start, taken_at: Opt
 }
 
 /// Lets the next start take the queue over, in the transaction of the caller. A journal without an id gets one.
-pub async fn adopt(connection: &dyn Statements, operator: &str) -> Result<()> {
+pub async fn adopt(connection: &dyn Statements, adoption: &Adoption) -> Result<()> {
     const DOING: &str = "adopt the queue";
+    let Adoption { by, at, from: MarkedStart { journal: JournalId(from), number } } = adoption;
     let make = "INSERT INTO identity (one, id, made_at, starts) VALUES (1, $1, $2, 0) ON CONFLICT DO NOTHING";
     let id = crate::model::ids::unique();
-    connection.execute(DOING, make, &values![id, Timestamp::now().0]).await?;
-    connection.execute(DOING, "UPDATE identity SET adopted_by = $1", &values![operator]).await.map(drop)
+    connection.execute(DOING, make, &values![id, at.0]).await?;
+    let update = "UPDATE identity SET adopted_by = $1, adopted_at = $2, adopted_from = $3, adopted_start = $4";
+    let values = values![by, at.0, from, to_i64("a start", *number)?];
+    connection.execute(DOING, update, &values).await.map(drop)
 }

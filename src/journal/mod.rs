@@ -116,6 +116,8 @@ pub use passages::{Passage, Passages, Proof};
 pub use postgres::{PostgresAddress, PostgresJournal};
 pub use recovery::{ForeignUse, RecoveredAccount, Recoveries, Recovery};
 #[cfg(test)]
+pub use recovery::{Remembered, failed_text};
+#[cfg(test)]
 pub use requests::ReplyAddress;
 pub use requests::{QueuedRequest, StoredRequest};
 pub use row_numbers::{AccountId, Lease, LeaseMark, RequestSeq};

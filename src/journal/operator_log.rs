@@ -169,7 +169,7 @@ pub(crate) mod contract {
     use super::*;
     use crate::journal::contract::{arrival, id};
     use crate::journal::{Admissions, OperatorsJournal};
-    use crate::model::{BlockNumber, Generation, Nonce};
+    use crate::model::{BlockNumber, Generation, JournalId, MarkedStart, Nonce};
 
     /// Returns each entry as word, person, subject.
     async fn shown(journal: &dyn OperatorsJournal, filter: LogFilter, most: u32) -> Vec<String> {
@@ -195,11 +195,12 @@ pub(crate) mod contract {
             from_block: BlockNumber(3),
             to_block: BlockNumber(9),
         };
-        journal.begin_recovery(recovery, Vec::new(), Order::new("bob", "lost")).await.unwrap();
+        journal.begin_recovery(recovery, Vec::new(), None, Order::new("bob", "lost")).await.unwrap();
         assert!(journal.end_recovery(Order::new("bob", "")).await.unwrap());
         assert!(!journal.end_recovery(Order::new("bob", "")).await.unwrap());
         journal.accept_foreign(account, Nonce(4), Order::new("bob", "a wallet")).await.unwrap();
-        journal.adopt(Order::new("eve", "moved")).await.unwrap();
+        let from = MarkedStart { journal: JournalId("other".to_owned()), number: 3 };
+        journal.adopt(from, Order::new("eve", "moved")).await.unwrap();
         journal.note(Act::ApplyTopology, Order::new("eve", "new delays"), "on /".to_owned()).await.unwrap();
         let all = [
             "cancel ann@h a wrong".to_owned(),

@@ -15,7 +15,10 @@ use crate::journal::leases::{address_of, check_lease, raise};
 use crate::journal::operator_log::{self, Subject};
 use crate::journal::ordering::lock_turns;
 use crate::journal::row_numbers::{AccountId, Lease};
-use crate::model::{Act, Address, BlockNumber, BodyHash, Nonce, Order, RecoveredWrite, RequestId, Timestamp, TxHash};
+use crate::model::{
+    Act, Address, Adoption, BlockNumber, BodyHash, MarkedStart, Nonce, Order, RecoveredWrite, RequestId, Timestamp,
+    TxHash,
+};
 use crate::policy::letters::replay::LastRecovery;
 
 /// Calls of an account that lanes remember at most. Beyond that the journal counts as behind, until an operator says whose
@@ -43,6 +46,15 @@ pub struct ForeignUse {
     pub behind: Option<String>,
 }
 
+/// What came of remembering foreign calls.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Remembered {
+    /// The next nonce to use.
+    pub next: Nonce,
+    /// Why the journal counts as behind since, for a person.
+    pub behind: Option<String>,
+}
+
 /// An account as the chain shows it.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct RecoveredAccount {
@@ -57,12 +69,18 @@ pub struct RecoveredAccount {
 
 #[async_trait]
 pub trait Recoveries: Send + Sync {
-    /// Begins a recovery, and adopts the queue. What an earlier one read from these blocks, and what was decided in it, is replaced; the journal
+    /// Begins a recovery, and adopts the queue from the journal whose marker names this start, if there is one. What an earlier one read from these blocks, and what was decided in it, is replaced; the journal
     /// counts as behind no more. Requests and transactions stay as they are.
     ///
     /// # Errors
     /// When the blocks begin above what the journal knows: what was written in between would be unknown.
-    async fn begin_recovery(&self, recovery: Recovery, accounts: Vec<RecoveredAccount>, order: Order) -> Result<()>;
+    async fn begin_recovery(
+        &self,
+        recovery: Recovery,
+        accounts: Vec<RecoveredAccount>,
+        marked: Option<MarkedStart>,
+        order: Order,
+    ) -> Result<()>;
     /// Ends it and forgets what was read; the journal counts as behind no more. `false` if there is none.
     async fn end_recovery(&self, order: Order) -> Result<bool>;
     /// Returns the recovery that was begun last, whether it is on or over.
@@ -76,10 +94,20 @@ pub trait Recoveries: Send + Sync {
 
 #[async_trait]
 impl<D: Database> Recoveries for SqlJournal<D> {
-    async fn begin_recovery(&self, recovery: Recovery, accounts: Vec<RecoveredAccount>, order: Order) -> Result<()> {
-        self.write((recovery, accounts, order), |connection, (recovery, accounts, order)| {
+    async fn begin_recovery(
+        &self,
+        recovery: Recovery,
+        accounts: Vec<RecoveredAccount>,
+        marked: Option<MarkedStart>,
+        order: Order,
+    ) -> Result<()> {
+        self.write((recovery, accounts, marked, order), |connection, (recovery, accounts, marked, order)| {
             Box::pin(async move {
                 begin(connection, recovery, accounts).await?;
+                // The marker at the broker may be that of the lost journal, or of the newer copy.
+                if let Some(from) = marked.clone() {
+                    adopt(connection, &Adoption { by: recovery.operator.clone(), at: recovery.begun_at, from }).await?;
+                }
                 let detail = format!("blocks {} to {}", recovery.from_block, recovery.to_block);
                 let act = (Act::BeginRecovery, order);
                 operator_log::record(connection, recovery.begun_at, act, &Subject::default(), &detail).await
@@ -146,8 +174,6 @@ async fn begin(connection: &dyn Statements, recovery: &Recovery, accounts: &[Rec
         raise(connection, *account, *next_nonce).await?;
     }
     lock_turns(connection).await?;
-    // The marker at the broker may be that of the lost journal, or of the newer copy.
-    adopt(connection, operator).await?;
     forget_recovery(connection).await?;
     connection.execute(DOING, "DELETE FROM behind", &[]).await?;
     let (from, to) = (to_i64("a height", from_block.0)?, to_i64("a height", to_block.0)?);
@@ -246,18 +272,20 @@ async fn accept_foreign(connection: &dyn Statements, account: AccountId, below: 
     connection.execute(DOING, delete, &values![account.0, below]).await
 }
 
-/// Remembers calls of the foreign transactions that have these nonces, in place of earlier ones, and that all nonces below `at_least` are taken. Returns the next one to use.
+/// Remembers calls of the foreign transactions that have these nonces, in place of earlier ones, and that all nonces below `at_least` are taken.
+/// A request that failed may have been written with a newer journal since: that stops all lanes.
 pub async fn record_foreign(
     connection: &dyn Statements,
     lease: &Lease,
     (nonces, writes): (&[Nonce], &[RecoveredWrite]),
     at_least: Nonce,
-) -> Result<Nonce> {
+) -> Result<Remembered> {
     check_lease(connection, lease).await?;
     let delete = "DELETE FROM recovered_writes WHERE account = $1 AND nonce IN (SELECT u.nonce FROM u)";
     let rows = Rows::try_of("nonce bigint", nonces.iter().map(|at| Ok(values![nonce(*at)?])))?;
     connection.execute_each("forget foreign calls", delete, &values![lease.account.0], &rows).await?;
     insert_writes(connection, lease.account, writes, Timestamp::now()).await?;
+    let mut behind = failed_and_written(connection, lease.account, writes).await?;
     let count = "SELECT count(*) AS remembered FROM recovered_writes \
                  WHERE account = $1 AND NOT EXISTS (SELECT 1 FROM recovery)";
     let read = |row: &dyn Columns| number(row, "count", "remembered");
@@ -267,9 +295,58 @@ pub async fn record_foreign(
              program's, stop the workers and run `chainwriter recover --foreign-below NONCE`; if they may be this queue's, \
              run `chainwriter recover --from-block N`"
         );
-        record_behind(connection, lease, &detail).await?;
+        behind = Some(detail);
     }
-    raise(connection, lease.account, at_least).await
+    if let Some(detail) = &behind {
+        record_behind(connection, lease, detail).await?;
+    }
+    Ok(Remembered { next: raise(connection, lease.account, at_least).await?, behind })
+}
+
+/// Says which of these calls is just what a request asks for that is no lane's any more: one that waits for its retry, or is
+/// dead. `None` in a recovery, which compares such a request when it comes back.
+async fn failed_and_written(
+    connection: &dyn Statements,
+    account: AccountId,
+    writes: &[RecoveredWrite],
+) -> Result<Option<String>> {
+    let select = "SELECT r.id, r.state, r.data_hash, r.write_to, r.write_value FROM u, requests r \
+                  WHERE r.data_hash = u.data_hash AND r.state <> 'accepted' AND r.state <> 'writing' \
+                  AND r.state <> 'final' AND r.write_to = u.to_address AND r.write_value = u.value \
+                  AND NOT EXISTS (SELECT 1 FROM recovery) AND NOT EXISTS (SELECT 1 FROM signed_transactions s \
+                  WHERE s.account = $1 AND s.nonce = u.nonce AND s.hash = u.tx_hash) ORDER BY u.place";
+    let row = |write: &'_ RecoveredWrite| -> Result<[Value<'static>; 5]> {
+        Ok(values![
+            nonce(write.nonce)?,
+            write.tx_hash.as_bytes().to_vec(),
+            write.data_hash.as_bytes().to_vec(),
+            write.to.as_bytes().to_vec(),
+            write.value.0.to_string(),
+        ])
+    };
+    let columns = "nonce bigint, tx_hash bytea, data_hash bytea, to_address bytea, value text";
+    let rows = Rows::try_of(columns, writes.iter().map(row))?;
+    let read = |row: &dyn Columns| {
+        let call = (
+            fixed(row, "request", "data_hash", BodyHash::from_slice)?,
+            fixed(row, "request", "write_to", Address::from_slice)?,
+            amount(row, "request", "write_value")?,
+        );
+        Ok((text(row, "request", "id")?.into_owned(), text(row, "request", "state")?.into_owned(), call))
+    };
+    let found = connection.rows_each("compare with what failed", select, &values![account.0], &rows, read).await?;
+    let Some((id, state, call)) = found.into_iter().next() else { return Ok(None) };
+    let write = writes.iter().find(|write| (write.data_hash, write.to, write.value) == call);
+    Ok(write.map(|write| failed_text(&id, &state, (write.tx_hash, write.nonce, write.block_number))))
+}
+
+/// Says for a person why the journal is behind.
+pub fn failed_text(id: &str, state: &str, (tx_hash, nonce, block): (TxHash, Nonce, BlockNumber)) -> String {
+    format!(
+        "transaction {tx_hash}, nonce {nonce} in block {block}, asks for what request {id} asked for, which is {state} here. The \
+         journal does not know it: the journal is older than the chain, or not the only one. Stop the workers and run \
+         `chainwriter recover`"
+    )
 }
 
 /// Stops all lanes. The first reason stays.

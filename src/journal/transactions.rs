@@ -13,7 +13,7 @@ use crate::journal::holds::before_held;
 use crate::journal::leases::LaneWrite;
 use crate::journal::limits;
 use crate::journal::nonces::{StoredNonce, Which, stored_nonces};
-use crate::journal::recovery::{self, ForeignUse, writes_of};
+use crate::journal::recovery::{self, ForeignUse, Remembered, writes_of};
 use crate::journal::requests::{QUEUED_COLUMNS, QueuedRequest, queued, queued_request};
 use crate::journal::row_numbers::{AccountId, Lease};
 use crate::journal::signed::{NewTransaction, SIGNED_COLUMNS, signed_transaction};
@@ -83,14 +83,14 @@ pub trait Transactions: Send + Sync {
     /// Returns of these requests those that an operator has decided to send back since the recovery began.
     async fn decided(&self, requests: Vec<RequestId>) -> Result<Vec<RequestId>>;
     /// Remembers calls of the foreign transactions that have these nonces, in place of what was remembered of them, and that
-    /// all nonces below `at_least` are taken on the chain. Returns the next one to use.
+    /// all nonces below `at_least` are taken on the chain. A call that is just what a failed request asks for stops all lanes.
     async fn record_foreign(
         &self,
         lease: &Lease,
         nonces: Vec<Nonce>,
         writes: Vec<RecoveredWrite>,
         at_least: Nonce,
-    ) -> Result<Nonce>;
+    ) -> Result<Remembered>;
     /// Records that the journal is behind the chain, which stops all lanes until an operator acts.
     async fn record_behind(&self, lease: &Lease, detail: String) -> Result<()>;
 }
@@ -195,7 +195,7 @@ impl<D: Database> Transactions for SqlJournal<D> {
         nonces: Vec<Nonce>,
         writes: Vec<RecoveredWrite>,
         at_least: Nonce,
-    ) -> Result<Nonce> {
+    ) -> Result<Remembered> {
         let input = (lease.clone(), nonces, writes, at_least);
         self.write_repeatably(input, |connection, (lease, nonces, writes, at_least)| {
             Box::pin(recovery::record_foreign(connection, lease, (nonces, writes), *at_least))

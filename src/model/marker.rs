@@ -31,6 +31,21 @@ pub struct Start {
     pub token: StartToken,
 }
 
+/// The start of a journal that a marker names.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct MarkedStart {
+    pub journal: JournalId,
+    pub number: u64,
+}
+
+/// An operator's permission to take a queue over from the journal whose start its marker named then.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Adoption {
+    pub by: String,
+    pub at: Timestamp,
+    pub from: MarkedStart,
+}
+
 /// What the marker's message says.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Marker {
@@ -46,6 +61,10 @@ pub struct Marker {
 }
 
 impl Marker {
+    pub fn marked_start(&self) -> MarkedStart {
+        MarkedStart { journal: self.journal.clone(), number: self.start }
+    }
+
     /// Returns the marker in a message's body, or `None` for a message that is something else. A later version may add
     /// fields.
     pub fn read(body: &[u8]) -> Option<Self> {

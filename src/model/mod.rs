@@ -28,7 +28,7 @@ pub use ids::{
     Address, BlockHash, BlockNumber, BodyHash, ContentHash, Gas, Nonce, OrderKey, RecordId, RequestId, Timestamp,
     Topic, TxHash, Wei, WriteHash,
 };
-pub use marker::{JournalId, Marker, Start, StartToken};
+pub use marker::{Adoption, JournalId, MarkedStart, Marker, Start, StartToken};
 pub use members::Members;
 pub use message::{Message, Origin, Properties};
 pub use operator::{Act, Operator, Order};

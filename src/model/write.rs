@@ -30,6 +30,11 @@ pub struct Write {
 }
 
 impl Write {
+    /// Returns the hash of what a contract is called with, given that of the body.
+    pub fn data_hash(&self, of_body: BodyHash) -> BodyHash {
+        self.data.as_deref().map_or(of_body, BodyHash::of)
+    }
+
     /// Returns a hash over every field.
     pub fn hash(&self) -> WriteHash {
         let (kind, gas) = match self.gas {

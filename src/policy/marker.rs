@@ -1,8 +1,13 @@
 //! Which journal may serve a queue: what a starting instance does with the marker that it finds at the broker.
 
 use std::fmt::Display;
+use std::time::Duration;
 
-use crate::model::marker::{JournalId, Marker};
+use crate::model::Timestamp;
+use crate::model::marker::{Adoption, JournalId, Marker};
+
+/// An adoption counts for so long. It is made just before a start, and a copy of the journal may keep it.
+const ADOPTION: Duration = Duration::from_secs(24 * 3600);
 
 /// What the journal knows when a marker was found.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -12,8 +17,7 @@ pub struct Standing {
     pub knows_start: bool,
     /// It is no new journal.
     pub has_requests: bool,
-    /// The operator who lets it take the queue over from whichever journal serves it.
-    pub adopted_by: Option<String>,
+    pub adoption: Option<Adoption>,
 }
 
 /// What to do about the marker.
@@ -45,7 +49,10 @@ pub enum Refusal {
 ///
 /// What counts is whether this journal has counted the marker's start, not how many it has counted: two copies that go on
 /// from the same point count alike, and their starts differ.
-pub fn rule<'m>(standing: &Standing, found: Option<&'m Marker>) -> Ruling<'m> {
+///
+/// An adoption is for one marker: the journal and the start that the operator saw. If another start has left its marker since,
+/// the operator does not know of that.
+pub fn rule<'m>(standing: &Standing, found: Option<&'m Marker>, now: Timestamp) -> Ruling<'m> {
     let Some(found) = found else {
         return if standing.has_requests { Ruling::MakeAnew } else { Ruling::Make };
     };
@@ -53,10 +60,28 @@ pub fn rule<'m>(standing: &Standing, found: Option<&'m Marker>) -> Ruling<'m> {
     if is_same && standing.knows_start {
         return Ruling::GoOn(found);
     }
-    if let Some(operator) = standing.adopted_by.clone() {
-        return Ruling::TakeOver { operator, from: found };
+    if let Some(adoption) = standing.adoption.as_ref().filter(|adoption| adoption.is_for(found, now)) {
+        return Ruling::TakeOver { operator: adoption.by.clone(), from: found };
     }
     Ruling::Refuse(if is_same { Refusal::OlderCopy } else { Refusal::AnotherJournal }, found)
+}
+
+impl Adoption {
+    /// Returns whether it is for this marker, and counts still. A clock that was set back makes it no younger than a day.
+    fn is_for(&self, found: &Marker, now: Timestamp) -> bool {
+        let age = now.0.abs_diff(self.at.0);
+        self.from == found.marked_start() && u128::from(age) <= ADOPTION.as_millis()
+    }
+
+    fn explain(&self) -> String {
+        let Self { by, at, from } = self;
+        format!(
+            ". {by} let it take the queue over at {at}: from start {} of journal {}, and for {} hours",
+            from.number,
+            from.journal.0,
+            ADOPTION.as_secs() / 3600
+        )
+    }
 }
 
 /// Returns the marker that counts. A crash between a marker and the end of the one before it leaves both, the older first;
@@ -66,9 +91,9 @@ pub fn newest(found: &[Marker]) -> Option<&Marker> {
     found.iter().filter(|marker| marker.journal == last.journal).max_by_key(|marker| marker.start)
 }
 
-/// Says why this journal is refused, with both journals, and what to do.
-pub fn explain(refusal: Refusal, own: &impl Display, found: &Marker) -> String {
-    match refusal {
+/// Says why this journal is refused, with both journals, and what to do. An adoption that does not count is named.
+pub fn explain(refusal: Refusal, own: &impl Display, found: &Marker, adoption: Option<&Adoption>) -> String {
+    let why = match refusal {
         Refusal::OlderCopy => format!(
             "this journal ({own}) is an older copy: the queue was served last by {found}, a start that this copy does not \
              know. Use the newest copy; if it is lost, `chainwriter recover` brings this one up to date"
@@ -78,7 +103,8 @@ pub fn explain(refusal: Refusal, own: &impl Display, found: &Marker) -> String {
              broker.queue; if the other journal is lost, see `chainwriter recover`; if the queue was moved to this one on \
              purpose, `chainwriter recover --adopt`"
         ),
-    }
+    };
+    why + &adoption.map(Adoption::explain).unwrap_or_default()
 }
 
 #[cfg(test)]
@@ -87,34 +113,57 @@ mod tests {
     use crate::model::marker::tests::marker;
     use crate::model::{Start, StartToken};
 
-    fn standing(knows_start: bool, has_requests: bool, adopted: bool) -> Standing {
-        let adopted_by = adopted.then(|| "eve@host".to_owned());
-        Standing { journal: JournalId("ours".to_owned()), knows_start, has_requests, adopted_by }
+    const NOON: Timestamp = Timestamp(1_700_000_000_000);
+
+    /// An adoption of this marker, so long ago.
+    fn adoption(of: &Marker, age: Duration) -> Adoption {
+        Adoption { by: "eve@host".to_owned(), at: NOON.before(age), from: of.marked_start() }
+    }
+
+    fn standing(knows_start: bool, has_requests: bool, adoption: Option<Adoption>) -> Standing {
+        Standing { journal: JournalId("ours".to_owned()), knows_start, has_requests, adoption }
     }
 
     #[test]
     fn every_row_of_the_table_holds() {
         let (ours, others) = (marker("ours", 3, "t"), marker("others", 3, "t"));
+        let (later, third) = (marker("others", 4, "u"), marker("third", 3, "t"));
         let take_over = |from| Ruling::TakeOver { operator: "eve@host".to_owned(), from };
         let older = Ruling::Refuse(Refusal::OlderCopy, &ours);
         let another = Ruling::Refuse(Refusal::AnotherJournal, &others);
+        let of = |marker: &Marker| Some(adoption(marker, Duration::from_secs(60)));
+        let aged = |marker: &Marker, age| Some(adoption(marker, age));
+        let (day, instant) = (Duration::from_secs(86_400), Duration::from_millis(1));
+        let mut from_the_future = adoption(&others, Duration::ZERO);
+        from_the_future.at = NOON.after(2 * day);
         for has_requests in [false, true] {
             let anew = if has_requests { Ruling::MakeAnew } else { Ruling::Make };
             for (found, knows_start, adopted, expected) in [
-                (None, false, false, anew.clone()),
-                (None, false, true, anew),
-                (Some(&ours), true, false, Ruling::GoOn(&ours)),
-                (Some(&ours), true, true, Ruling::GoOn(&ours)),
-                (Some(&ours), false, false, older.clone()),
-                (Some(&ours), false, true, take_over(&ours)),
-                (Some(&others), false, false, another.clone()),
-                (Some(&others), false, true, take_over(&others)),
+                (None, false, None, anew.clone()),
+                (None, false, of(&others), anew),
+                (Some(&ours), true, None, Ruling::GoOn(&ours)),
+                (Some(&ours), true, of(&ours), Ruling::GoOn(&ours)),
+                (Some(&ours), false, None, older.clone()),
+                (Some(&ours), false, of(&ours), take_over(&ours)),
+                (Some(&ours), false, of(&others), older.clone()),
+                (Some(&others), false, None, another.clone()),
+                (Some(&others), false, of(&others), take_over(&others)),
                 // A number and a token that happen to be the same are of another journal all the same.
-                (Some(&others), true, false, another.clone()),
-                (Some(&others), true, true, take_over(&others)),
+                (Some(&others), true, None, another.clone()),
+                (Some(&others), true, of(&others), take_over(&others)),
+                // The adoption is for another marker: its worker has started again, or a third one has come.
+                (Some(&later), false, of(&others), Ruling::Refuse(Refusal::AnotherJournal, &later)),
+                (Some(&others), false, of(&later), another.clone()),
+                (Some(&third), false, of(&others), Ruling::Refuse(Refusal::AnotherJournal, &third)),
+                // It counts for a day.
+                (Some(&others), false, aged(&others, day), take_over(&others)),
+                (Some(&others), false, aged(&others, day + instant), another.clone()),
+                (Some(&ours), false, aged(&ours, day + instant), older.clone()),
+                (Some(&others), false, Some(from_the_future.clone()), another.clone()),
             ] {
-                let ruled = rule(&standing(knows_start, has_requests, adopted), found);
-                assert_eq!(ruled, expected, "{found:?} {knows_start} {has_requests} {adopted}");
+                let row = format!("{found:?} {knows_start} {has_requests} {adopted:?}");
+                let ruled = rule(&standing(knows_start, has_requests, adopted), found, NOON);
+                assert_eq!(ruled, expected, "{row}");
             }
         }
     }
@@ -135,10 +184,14 @@ mod tests {
         for (refusal, found) in
             [(Refusal::OlderCopy, marker("ours", 9, "x")), (Refusal::AnotherJournal, marker("others", 9, "x"))]
         {
-            let text = explain(refusal, &own, &found);
+            let text = explain(refusal, &own, &found, None);
             for part in ["ours, start 4", "start 9", "acme/a on one", "chainwriter recover"] {
                 assert!(text.contains(part), "{text}");
             }
         }
+        let found = marker("others", 9, "x");
+        let adopted = adoption(&marker("others", 8, "w"), Duration::ZERO);
+        let text = explain(Refusal::AnotherJournal, &own, &found, Some(&adopted));
+        assert!(text.ends_with("from start 8 of journal others, and for 24 hours"), "{text}");
     }
 }

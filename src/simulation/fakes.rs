@@ -699,6 +699,9 @@ struct MarkersState {
     markers: Vec<Marker>,
     is_away: bool,
     keeps_old: bool,
+    session: watch::Sender<u64>,
+    /// The sessions that may have deliveries, in the order in which they were let in.
+    admitted: Vec<u64>,
 }
 
 struct FakeHold {
@@ -720,6 +723,15 @@ impl FakeMarkers {
         self.0.lock().unwrap().is_away = is_away;
     }
 
+    /// Begins a session with the broker.
+    pub(crate) fn begin_session(&self) {
+        self.0.lock().unwrap().session.send_modify(|number| *number += 1);
+    }
+
+    pub(crate) fn admitted(&self) -> Vec<u64> {
+        self.0.lock().unwrap().admitted.clone()
+    }
+
     /// Leaves the old marker beside the new one, as a crash does.
     pub(crate) fn keep_old(&self, keeps_old: bool) {
         self.0.lock().unwrap().keeps_old = keeps_old;
@@ -734,10 +746,22 @@ impl MarkerQueue for FakeMarkers {
         }
         Ok(Box::new(FakeHold { queue: self.clone(), found: self.left() }))
     }
+
+    fn sessions(&self) -> watch::Receiver<u64> {
+        self.0.lock().unwrap().session.subscribe()
+    }
+
+    fn admit(&self, session: u64) {
+        self.0.lock().unwrap().admitted.push(session);
+    }
 }
 
 #[async_trait]
 impl HeldMarkers for FakeHold {
+    fn session(&self) -> u64 {
+        *self.queue.0.lock().unwrap().session.borrow()
+    }
+
     fn found(&self) -> &[Marker] {
         &self.found
     }

@@ -156,7 +156,9 @@ impl Process {
             lanes.push(LaneSettings { account: *account, owner: name.into(), ..settings.lane.clone() });
         }
         let chain = Arc::new(SimNodes { world: world.clone() });
-        let markers = Arc::new(SimMarkers { world: world.clone() });
+        let (sessions, admitted) = (watch::Sender::new(0), watch::Sender::new(0));
+        let (of_markers, gate) = (sessions.subscribe(), (sessions, admitted.subscribe()));
+        let markers = Arc::new(SimMarkers { world: world.clone(), sessions: of_markers, admitted });
         let seams = Seams { journal: Arc::clone(&journal), chain, signers, publisher, markers, deliveries };
         let stops = Stops::default();
         let told = PipelineSettings {
@@ -185,7 +187,7 @@ impl Process {
             tasks.spawn(Mortal { task: Some(stage.run), name: stage.name, life: Arc::clone(&life) });
         }
         let (numbers, session) = watch::channel(0);
-        let sessions = deliver(world.clone(), sender, flow, stops.intake.clone(), numbers);
+        let sessions = deliver(world.clone(), sender, flow, stops.intake.clone(), (numbers, gate));
         let sessions = async {
             sessions.await;
             Ok(())

@@ -7,12 +7,17 @@ use async_trait::async_trait;
 
 use crate::journal::{
     AccountId, AccountStanding, Acquired, Admissions, AnsweredBump, Arrival, Attendance, Bump, BumpAnswer, BumpOutcome,
-    Bumps, CancelAnswer, Cancellation, CancelledRetry, ConfirmedCopy, EndedAgain, ForeignUse, GivenUp, History, Hold, HoldScope, Holds, Identities, Instance, Instances, JournalCondition, JournalError, JournalOverview, Lease, LeaseMark, Leases, LiveTransaction, LostRetries, LostRetry, NewStart, NewTransaction, Outbox, OutboxRow, Passages, Proof, QueuedRequest, RecordedRefusal, RecoveredAccount, Recoveries, Recovery, RefusalKey, RefusedMessage, Reorged, RequestSeq, RequestSummary, Result, Settlement, Settlements, StoredNonce, Transactions, UnconfirmedCopy, Upkeep, Which,
+    Bumps, CancelAnswer, Cancellation, CancelledRetry, ConfirmedCopy, EndedAgain, ForeignUse, GivenUp, History, Hold,
+    HoldScope, Holds, Identities, Instance, Instances, JournalCondition, JournalError, JournalOverview, Lease,
+    LeaseMark, Leases, LiveTransaction, LostRetries, LostRetry, NewStart, NewTransaction, Outbox, OutboxRow, Passages,
+    Proof, QueuedRequest, RecordedRefusal, RecoveredAccount, Recoveries, Recovery, RefusalKey, RefusedMessage,
+    Remembered, Reorged, RequestSeq, RequestSummary, Result, Settlement, Settlements, StoredNonce, Transactions,
+    UnconfirmedCopy, Upkeep, Which,
 };
 use crate::model::ids::virtual_host;
 use crate::model::{
-    Address, BodyHash, Message, Nonce, Order, RecoveredWrite, RequestId, RequestState, SignedTransaction, Start,
-    StartToken, Timestamp, Wei,
+    Address, Adoption, BodyHash, MarkedStart, Message, Nonce, Order, RecoveredWrite, RequestId, RequestState,
+    SignedTransaction, Start, StartToken, Timestamp, Wei,
 };
 use crate::policy::arrival::{Known, Verdict};
 use crate::policy::letters::replay::LastRecovery;
@@ -210,9 +215,9 @@ impl Identities for MemoryJournal {
         .await
     }
 
-    async fn adopt(&self, order: Order) -> Result<()> {
-        self.write("adopt", |store, now| {
-            store.adopt(now, order.by.to_string());
+    async fn adopt(&self, from: MarkedStart, order: Order) -> Result<()> {
+        self.write("adopt", |store, at| {
+            store.adopt(Adoption { by: order.by.to_string(), at, from });
             Ok(())
         })
         .await
@@ -392,7 +397,7 @@ impl Transactions for MemoryJournal {
         nonces: Vec<Nonce>,
         writes: Vec<RecoveredWrite>,
         at_least: Nonce,
-    ) -> Result<Nonce> {
+    ) -> Result<Remembered> {
         self.write_under(lease, "record_foreign", |store, _| store.record_foreign(lease, &nonces, writes, at_least))
             .await
     }
@@ -404,8 +409,14 @@ impl Transactions for MemoryJournal {
 
 #[async_trait]
 impl Recoveries for MemoryJournal {
-    async fn begin_recovery(&self, recovery: Recovery, accounts: Vec<RecoveredAccount>, _: Order) -> Result<()> {
-        self.write("begin_recovery", |store, _| store.begin_recovery(recovery, accounts)).await
+    async fn begin_recovery(
+        &self,
+        recovery: Recovery,
+        accounts: Vec<RecoveredAccount>,
+        marked: Option<MarkedStart>,
+        _: Order,
+    ) -> Result<()> {
+        self.write("begin_recovery", |store, _| store.begin_recovery(recovery, accounts, marked)).await
     }
 
     async fn end_recovery(&self, _: Order) -> Result<bool> {

@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use async_trait::async_trait;
+use tokio::sync::watch;
 
 use crate::broker::{BrokerError, HeldMarkers, MarkerQueue};
 use crate::model::Marker;
@@ -13,10 +14,14 @@ const TIMEOUT: Duration = Duration::from_secs(4);
 
 pub(super) struct SimMarkers {
     pub(super) world: Shared,
+    /// Sessions of the process so far, and the newest of them that may have deliveries.
+    pub(super) sessions: watch::Receiver<u64>,
+    pub(super) admitted: watch::Sender<u64>,
 }
 
 struct SimHold {
     world: Shared,
+    session: u64,
     hold: u64,
     found: Vec<Marker>,
 }
@@ -42,12 +47,26 @@ impl MarkerQueue for SimMarkers {
             if fails(&mut world) { None } else { world.queues.hold_markers() }
         };
         let Some((hold, found)) = held else { return Err(given_up().await) };
-        Ok(Box::new(SimHold { world: self.world.clone(), hold, found }))
+        // What is read before the first session is what that one shows.
+        let session = (*self.sessions.borrow()).max(1);
+        Ok(Box::new(SimHold { world: self.world.clone(), session, hold, found }))
+    }
+
+    fn sessions(&self) -> watch::Receiver<u64> {
+        self.sessions.clone()
+    }
+
+    fn admit(&self, session: u64) {
+        self.admitted.send_replace(session);
     }
 }
 
 #[async_trait]
 impl HeldMarkers for SimHold {
+    fn session(&self) -> u64 {
+        self.session
+    }
+
     fn found(&self) -> &[Marker] {
         &self.found
     }

@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 use tokio::sync::{mpsc, watch};
+use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
 use crate::broker::{AckToken, Delivery, EndDelivery, Flow, Names, Outgoing, PublishError, Publisher};
@@ -19,6 +20,8 @@ const CONFIRM_TIMEOUT: Duration = Duration::from_secs(4);
 const LATEST_MS: u64 = 20_000;
 /// The same where requests are forgotten after some seconds: what comes later than that is a new request.
 const LATEST_WITH_LITTLE_KEPT_MS: u64 = 2_000;
+/// Deliveries of a session wait this long for the marker.
+const MARKER_WAIT: Duration = Duration::from_secs(10);
 /// How often a session looks for something to deliver.
 const LOOK: Duration = Duration::from_millis(40);
 pub(super) const PREFETCH: usize = 12;
@@ -234,7 +237,7 @@ pub(super) async fn deliver(
     deliveries: mpsc::Sender<Delivery>,
     flow: watch::Receiver<Flow>,
     stop: CancellationToken,
-    session: watch::Sender<u64>,
+    (session, (count, admitted)): (watch::Sender<u64>, (watch::Sender<u64>, watch::Receiver<u64>)),
 ) {
     loop {
         let pause = Duration::from_millis(world.lock().rng.u64(100..1500));
@@ -244,12 +247,15 @@ pub(super) async fn deliver(
         }
         let number = world.lock().queues.begin_session();
         session.send_replace(number);
+        count.send_modify(|count| *count += 1);
+        let (of_process, waits_until) = (*count.borrow(), Instant::now() + MARKER_WAIT);
         while let Some(held) = held_in(&world, number) {
             if held > 0 && *flow.borrow() == Flow::Withdrawn {
                 world.lock().queues.end_session(number);
                 continue;
             }
-            if held >= PREFETCH || *flow.borrow() != Flow::Open || stop.is_cancelled() {
+            let is_admitted = *admitted.borrow() >= of_process || Instant::now() >= waits_until;
+            if held >= PREFETCH || !is_admitted || *flow.borrow() != Flow::Open || stop.is_cancelled() {
                 tokio::time::sleep(LOOK).await;
                 continue;
             }

@@ -6,7 +6,8 @@ use std::sync::{Arc, PoisonError};
 
 use crate::chain::follow::history::{Patience, account_history};
 use crate::journal::{RecoveredAccount, Recoveries, Recovery};
-use crate::model::{BlockNumber, Order, RequestId, Timestamp};
+use crate::model::{BlockNumber, Marker, Order, RequestId, Timestamp};
+use crate::policy::marker::newest;
 use crate::simulation::journal::{MemoryJournal, NoFaults};
 use crate::simulation::ledger::Ledger;
 use crate::simulation::nodes::SimNodes;
@@ -133,5 +134,6 @@ pub(super) async fn recover(world: &Shared, settings: &RunSettings) -> Result<()
         from_block: blocks.0,
         to_block: blocks.1,
     };
-    journal.begin_recovery(recovery, accounts, Order::new("eve", "")).await.map_err(|error| error.to_string())
+    let marked = newest(&world.lock().queues.markers).map(Marker::marked_start);
+    journal.begin_recovery(recovery, accounts, marked, Order::new("eve", "")).await.map_err(|error| error.to_string())
 }

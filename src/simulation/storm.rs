@@ -527,7 +527,7 @@ impl Storm {
             // A copy that an operator lets take the queue over does so: that is no stranger.
             let is_behind = |copy: &&Store| {
                 let standing = copy.claim_standing(Some(&found));
-                !standing.knows_start && standing.adopted_by.is_none()
+                !standing.knows_start && standing.adoption.is_none()
             };
             let copy = self.earlier.iter().rev().find(is_behind).cloned();
             copy.filter(|_| is_copy).unwrap_or_else(|| self.earlier.first().map(Store::emptied).unwrap_or_default())

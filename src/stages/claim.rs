@@ -6,7 +6,9 @@
 //! that is refused stays so, and asks again from time to time: the process does not end, because a restart changes nothing,
 //! and because it goes on by itself once an operator has decided.
 //!
-//! From then on it reads the marker now and then. That shows a copy that was started elsewhere meanwhile.
+//! From then on it reads the marker in each new session with the broker, before that session has deliveries, and now and then.
+//! That shows a journal or a copy that was started elsewhere meanwhile. No lane waits for it: who serves the queue goes on with
+//! what the journal holds while the broker is away.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -73,6 +75,8 @@ pub struct Claim {
 struct Memory {
     start: Start,
     at: Timestamp,
+    /// The session in which the marker was read last.
+    session: u64,
     tries: RetryPauses,
     logged_at: Option<Instant>,
 }
@@ -98,7 +102,7 @@ impl Claim {
                     }
                 }
             };
-            self.wait(wait, &cancel).await;
+            self.wait(wait, memory.session, &cancel).await;
         }
         Ok(())
     }
@@ -112,22 +116,26 @@ impl Claim {
             .journal
             .begin_start(NewStart { journal, token, worker: worker.clone(), host: host.clone(), at })
             .await?;
-        Ok(Memory { start, at, tries: RetryPauses::between(TRY_AGAIN.0, TRY_AGAIN.1), logged_at: None })
+        Ok(Memory { start, at, session: 0, tries: RetryPauses::between(TRY_AGAIN.0, TRY_AGAIN.1), logged_at: None })
     }
 
     /// Asks the broker once. Returns when to ask again.
     async fn step(&self, memory: &mut Memory) -> Result<Duration, JournalError> {
+        let newest_session = *self.markers.sessions().borrow();
         match self.ask(&memory.start, memory.at).await? {
-            Ok(Serving::Serves) => {
+            Ok((Serving::Serves, session)) => {
+                memory.session = session;
                 memory.tries.reset();
                 memory.logged_at = None;
                 if self.serving.send_replace(Serving::Serves) != Serving::Serves {
                     let Start { journal: JournalId(journal), number, .. } = &memory.start;
                     info!(journal.id = journal, journal.start = number, "the journal serves the queue");
                 }
+                self.markers.admit(session);
                 Ok(LOOK_AGAIN)
             }
-            Ok(serving) => {
+            Ok((serving, session)) => {
+                memory.session = session;
                 if memory.logged_at.is_none_or(|at| at.elapsed() >= LOG_AGAIN) {
                     memory.logged_at = Some(Instant::now());
                     error!("nothing is taken in and nothing is signed: {}", serving.problem().unwrap_or_default());
@@ -137,6 +145,8 @@ impl Claim {
             }
             Err(error) => {
                 let why = error.to_string();
+                // This session is asked again after the pause.
+                memory.session = newest_session;
                 // One that serves the queue goes on: an outage of the broker says nothing against it.
                 self.serving.send_if_modified(|now| match now {
                     Serving::Waiting(_) => {
@@ -154,17 +164,18 @@ impl Claim {
         }
     }
 
-    async fn ask(&self, start: &Start, at: Timestamp) -> Result<Result<Serving, BrokerError>, JournalError> {
+    /// With the number of the session.
+    async fn ask(&self, start: &Start, at: Timestamp) -> Result<Result<(Serving, u64), BrokerError>, JournalError> {
         let held = match self.markers.hold().await {
             Ok(held) => held,
             Err(error) => return Ok(Err(error)),
         };
-        let found = newest(held.found()).cloned();
+        let (found, session) = (newest(held.found()).cloned(), held.session());
         // Read anew: instances that share the journal start at any time.
         let standing =
             self.journal.claim_standing(found.as_ref().map(|found| (found.start, found.token.clone()))).await?;
         let own = self.marker(start, at);
-        let (left, serving, is_taken) = match rule(&standing, found.as_ref()) {
+        let (left, serving, is_taken) = match rule(&standing, found.as_ref(), Timestamp::now()) {
             Ruling::Make => (own, Serving::Serves, true),
             Ruling::MakeAnew => {
                 warn!(
@@ -178,7 +189,10 @@ impl Claim {
                 warn!(operator, %from, "the journal takes the queue over, as an operator asked for");
                 (own, Serving::Serves, true)
             }
-            Ruling::Refuse(refusal, found) => (found.clone(), Serving::Refused(explain(refusal, start, found)), false),
+            Ruling::Refuse(refusal, found) => {
+                let why = explain(refusal, start, found, standing.adoption.as_ref());
+                (found.clone(), Serving::Refused(why), false)
+            }
         };
         if let Err(error) = held.replace(&left).await {
             return Ok(Err(error));
@@ -187,7 +201,7 @@ impl Claim {
         if serving == Serving::Serves {
             self.journal.confirm_start(start, is_taken.then(Timestamp::now)).await?;
         }
-        Ok(Ok(serving))
+        Ok(Ok((serving, session)))
     }
 
     fn marker(&self, start: &Start, at: Timestamp) -> Marker {
@@ -196,13 +210,16 @@ impl Claim {
         Marker { journal, start: number, token, worker, host, pid: std::process::id(), at }
     }
 
-    async fn wait(&self, wait: Duration, cancel: &CancellationToken) {
+    /// Waits for this long, or until a session follows on the one in which the marker was read.
+    async fn wait(&self, wait: Duration, session: u64, cancel: &CancellationToken) {
         let until = Instant::now() + wait;
-        while Instant::now() < until && !cancel.is_cancelled() {
+        let mut sessions = self.markers.sessions();
+        while Instant::now() < until && !cancel.is_cancelled() && *sessions.borrow_and_update() <= session {
             self.beat.beat();
             tokio::select! {
                 biased;
                 () = cancel.cancelled() => {}
+                Ok(()) = sessions.changed() => {}
                 () = tokio::time::sleep_until(until.min(Instant::now() + BEAT)) => {}
             }
         }
@@ -336,6 +353,52 @@ mod tests {
         assert_eq!(ask(&claim, &mut memory).await, Serving::Serves);
     }
 
+    /// C10: a session that was lost, and a queue that another journal serves since.
+    #[tokio::test(start_paused = true)]
+    async fn each_session_has_deliveries_once_its_marker_is_read_and_shows_another_journal_at_once() {
+        let (ours, theirs, markers) = (journal(), journal(), FakeMarkers::default());
+        markers.begin_session();
+        let (claim, _) = start(&ours, &markers).await;
+        let (mut serving, cancel) = (claim.serving.subscribe(), CancellationToken::new());
+        let running = tokio::spawn(claim.run(cancel.clone()));
+        let within_a_second = async |serving: &mut watch::Receiver<Serving>, wanted: fn(&Serving) -> bool| {
+            tokio::time::timeout(Duration::from_secs(1), serving.wait_for(wanted)).await.is_ok()
+        };
+        assert!(within_a_second(&mut serving, |now| *now == Serving::Serves).await);
+        markers.begin_session();
+        tokio::time::sleep(Duration::from_secs(1)).await;
+        assert_eq!(markers.admitted(), [1, 2], "the marker is as it was");
+        // The session is lost, and an operator moves the queue.
+        markers.clear();
+        let (other, mut memory) = start(&theirs, &markers).await;
+        assert_eq!(ask(&other, &mut memory).await, Serving::Serves);
+        tokio::time::sleep(Duration::from_secs(60)).await;
+        assert_eq!(*serving.borrow(), Serving::Serves, "no lane waits for the broker");
+        let admitted = markers.admitted();
+        markers.begin_session();
+        assert!(within_a_second(&mut serving, |now| matches!(now, Serving::Refused(_))).await);
+        assert_eq!(markers.admitted(), admitted, "the session has no deliveries");
+        cancel.cancel();
+        running.await.unwrap().unwrap();
+    }
+
+    /// A marker that cannot be read is asked for with pauses, not again and again.
+    #[tokio::test(start_paused = true)]
+    async fn a_session_whose_marker_cannot_be_read_is_asked_again_after_a_pause() {
+        let (journal, markers) = (journal(), FakeMarkers::default());
+        let (claim, mut memory) = start(&journal, &markers).await;
+        assert_eq!(ask(&claim, &mut memory).await, Serving::Serves);
+        markers.set_away(true);
+        markers.begin_session();
+        let wait = claim.step(&mut memory).await.unwrap();
+        let before = Instant::now();
+        claim.wait(wait, memory.session, &CancellationToken::new()).await;
+        assert!(before.elapsed() >= wait && !wait.is_zero());
+        markers.set_away(false);
+        ask(&claim, &mut memory).await;
+        assert_eq!(markers.admitted().last(), Some(&1));
+    }
+
     #[tokio::test(start_paused = true)]
     async fn nothing_is_published_before_the_journal_serves_the_queue() {
         let (publisher, serving) =
@@ -368,12 +431,22 @@ mod tests {
         ask(&before, &mut in_theirs).await;
         let (claim, mut memory) = start(&ours, &markers).await;
         assert!(matches!(ask(&claim, &mut memory).await, Serving::Refused(_)));
-        ours.adopt(crate::model::Order::new("eve", "")).await.unwrap();
+        let adopt = async || {
+            let seen = markers.left()[0].marked_start();
+            ours.adopt(seen, crate::model::Order::new("eve", "")).await.unwrap();
+        };
+        adopt().await;
+        // Its worker has started again since the operator looked.
+        let (before, mut in_theirs) = start(&theirs, &markers).await;
+        ask(&before, &mut in_theirs).await;
+        let Serving::Refused(why) = ask(&claim, &mut memory).await else { panic!("it is another marker") };
+        assert!(why.contains("eve let it take the queue over") && why.contains("from start 1 of journal"), "{why}");
+        adopt().await;
         assert_eq!(ask(&claim, &mut memory).await, Serving::Serves, "it need not start again");
         assert!(matches!(ask(&before, &mut in_theirs).await, Serving::Refused(_)));
         let (again, mut in_theirs) = start(&theirs, &markers).await;
         assert!(matches!(ask(&again, &mut in_theirs).await, Serving::Refused(_)));
-        assert_eq!(ours.claim_standing(None).await.unwrap().adopted_by, None, "it holds once");
+        assert_eq!(ours.claim_standing(None).await.unwrap().adoption, None, "it holds once");
     }
 
     /// Crash between the new marker and the end of the old one.

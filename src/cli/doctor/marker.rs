@@ -4,7 +4,7 @@ use crate::cli::doctor::finding::Finding;
 use crate::cli::recover::adopt::marker;
 use crate::config::Settings;
 use crate::journal::JournalError;
-use crate::model::Marker;
+use crate::model::{Marker, Timestamp};
 use crate::policy::marker::{Ruling, Standing, explain, rule};
 
 const AREA: &str = "marker";
@@ -24,7 +24,7 @@ async fn standing(settings: &Settings, found: Option<&Marker>) -> Result<Standin
 }
 
 fn judge(standing: &Standing, found: Option<&Marker>) -> Finding {
-    match rule(standing, found) {
+    match rule(standing, found, Timestamp::now()) {
         Ruling::Make => Finding::ok(AREA, "no journal serves the queue yet; the first start leaves its marker"),
         Ruling::MakeAnew => Finding::warn(AREA, "the queue has no marker of the journal that serves it")
             .remedy("start the worker, which makes it anew; make sure that no other journal serves this queue"),
@@ -34,7 +34,9 @@ fn judge(standing: &Standing, found: Option<&Marker>) -> Finding {
                 format!("this journal takes the queue over from {from} at its next start, as {operator} asked for");
             Finding::notice(AREA, what)
         }
-        Ruling::Refuse(refusal, found) => Finding::fail(AREA, explain(refusal, &standing.journal, found)),
+        Ruling::Refuse(refusal, found) => {
+            Finding::fail(AREA, explain(refusal, &standing.journal, found, standing.adoption.as_ref()))
+        }
     }
 }
 
@@ -42,15 +44,20 @@ fn judge(standing: &Standing, found: Option<&Marker>) -> Finding {
 mod tests {
     use super::*;
     use crate::cli::doctor::finding::Level;
+    use crate::model::Adoption;
     use crate::model::marker::tests::marker;
 
     #[test]
     fn another_journal_is_a_failure_and_a_missing_marker_a_warning() {
-        let standing = |knows_start, has_requests, adopted: Option<&str>| Standing {
+        let standing = |knows_start, has_requests, adopted: Option<&Marker>| Standing {
             journal: crate::model::JournalId("ours".to_owned()),
             knows_start,
             has_requests,
-            adopted_by: adopted.map(str::to_owned),
+            adoption: adopted.map(|marker| Adoption {
+                by: "eve".to_owned(),
+                at: Timestamp::now(),
+                from: marker.marked_start(),
+            }),
         };
         let (ours, others) = (marker("ours", 3, "t"), marker("others", 3, "t"));
         for (standing, found, expected) in [
@@ -59,7 +66,8 @@ mod tests {
             (standing(true, true, None), Some(&ours), Level::Ok),
             (standing(false, true, None), Some(&ours), Level::Fail),
             (standing(false, true, None), Some(&others), Level::Fail),
-            (standing(false, true, Some("eve")), Some(&others), Level::Note),
+            (standing(false, true, Some(&others)), Some(&others), Level::Note),
+            (standing(false, true, Some(&ours)), Some(&others), Level::Fail),
         ] {
             assert_eq!(judge(&standing, found).level, expected, "{standing:?} {found:?}");
         }

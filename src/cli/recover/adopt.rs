@@ -7,7 +7,7 @@ use crate::cli::{exit, say};
 use crate::config::Settings;
 use crate::journal::OperatorsJournal;
 use crate::model::text::counted;
-use crate::model::{JournalId, Marker, Order};
+use crate::model::{JournalId, Marker, Order, Timestamp};
 use crate::policy::marker::{Ruling, newest, rule};
 
 /// Lets this journal take the queue over from the one that serves it.
@@ -21,7 +21,7 @@ pub(super) async fn run(settings: &Settings, order: Order) -> anyhow::Result<u8>
 async fn adopt(journal: &dyn OperatorsJournal, settings: &Settings, order: Order) -> anyhow::Result<()> {
     let found = marker(settings).await?;
     let standing = journal.claim_standing(found.as_ref().map(|found| (found.start, found.token.clone()))).await?;
-    let from = match (rule(&standing, found.as_ref()), &found) {
+    let from = match (rule(&standing, found.as_ref(), Timestamp::now()), &found) {
         (Ruling::Make | Ruling::MakeAnew, _) | (_, None) => {
             say("no journal serves this queue yet; start the worker");
             return Ok(());
@@ -39,10 +39,10 @@ async fn adopt(journal: &dyn OperatorsJournal, settings: &Settings, order: Order
             settings.queue()
         );
     }
-    journal.adopt(order).await?;
+    journal.adopt(from.marked_start(), order).await?;
     let JournalId(own) = &standing.journal;
     say(format_args!(
-        "journal {own} takes the queue over from {from} at its next start, or within a minute if it runs. What only the other journal knows is not known here. So a message that it has written, and that is still in the queue or is \
+        "journal {own} takes the queue over from {from} at its next start, or within a minute if it runs. That holds for 24 hours, and for no other marker. What only the other journal knows is not known here. So a message that it has written, and that is still in the queue or is \
          published again, is written a second time. If there may be such messages, read the chain first with `chainwriter \
          recover --from-block N`. The other journal is refused from then on"
     ));

@@ -184,10 +184,20 @@ async fn recover(
     }
     let operator = order.by.to_string();
     let recovery = Recovery { begun_at: Timestamp::now(), operator, from_block: from, to_block: to };
-    journal.begin_recovery(recovery, accounts, order).await?;
+    let marked = match adopt::marker(settings).await {
+        Ok(found) => found.map(|marker| marker.marked_start()),
+        Err(error) => {
+            say(format_args!("{NO_MARKER}: {error}"));
+            None
+        }
+    };
+    journal.begin_recovery(recovery, accounts, marked, order).await?;
     say(NEXT);
     Ok(())
 }
+
+const NO_MARKER: &str = "the queue's marker cannot be read, so this journal does not take the queue over yet. If the worker is \
+                         refused, run `chainwriter recover --adopt`";
 
 const NEXT: &str = "the journal is ready. Start the workers: a message or an open request whose calldata is among these writes \
                     becomes a dead letter with the reason invalid.maybe_written, unless the journal has the transaction \

@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use crate::journal::contract::{set, succeeded};
 use crate::journal::{Journal, NewStart, RecoveredAccount, Recovery};
-use crate::model::{Address, BlockNumber, JournalId, Nonce, Order, StartToken, Timestamp};
+use crate::model::{Address, Adoption, BlockNumber, JournalId, MarkedStart, Nonce, Order, StartToken, Timestamp};
 use crate::policy::passage::Band;
 
 pub(crate) fn new_start(token: &str) -> NewStart {
@@ -39,20 +39,32 @@ pub(crate) async fn starts_are_counted_and_known_by_their_tokens(journal: Arc<dy
 }
 
 pub(crate) async fn an_adoption_stands_until_a_start_is_confirmed(journal: Arc<dyn Journal>) {
-    assert_eq!(journal.claim_standing(None).await.unwrap().adopted_by, None);
-    journal.adopt(Order::new("eve", "")).await.unwrap();
+    let adoption = async || journal.claim_standing(None).await.unwrap().adoption;
+    let marked = |text: &str, number| MarkedStart { journal: JournalId(text.to_owned()), number };
+    assert_eq!(adoption().await, None);
+    journal.adopt(marked("first", 3), Order::new("bob", "")).await.unwrap();
+    journal.adopt(marked("other", 7), Order::new("eve", "")).await.unwrap();
     let start = journal.begin_start(new_start("a")).await.unwrap();
     let standing = journal.claim_standing(None).await.unwrap();
-    assert_eq!((standing.adopted_by.as_deref(), &standing.journal), (Some("eve"), &start.journal));
+    let adopted = standing.adoption.unwrap();
+    assert_eq!((adopted.by.as_str(), &adopted.from), ("eve", &marked("other", 7)), "the last one counts");
+    assert!(adopted.at.age() < Duration::from_secs(60));
+    assert_eq!(standing.journal, start.journal);
     journal.confirm_start(&start, None).await.unwrap();
-    assert_eq!(journal.claim_standing(None).await.unwrap().adopted_by, None);
+    assert_eq!(adoption().await, None);
     let account = journal.account(1, Address([7; 20])).await.unwrap();
-    let (from_block, to_block) = (BlockNumber(1), BlockNumber(2));
-    let recovery = Recovery { begun_at: Timestamp(6), operator: "bob".to_owned(), from_block, to_block };
-    let accounts = vec![RecoveredAccount { account, first_nonce: Nonce(0), next_nonce: Nonce(3), writes: Vec::new() }];
-    journal.begin_recovery(recovery, accounts, Order::new("eve", "")).await.unwrap();
-    let standing = journal.claim_standing(None).await.unwrap();
-    assert_eq!(standing.adopted_by.as_deref(), Some("bob"), "the lost journal's marker is still there");
+    let recovery = Recovery {
+        begun_at: Timestamp(6),
+        operator: "bob".to_owned(),
+        from_block: BlockNumber(1),
+        to_block: BlockNumber(2),
+    };
+    for from in [None, Some(marked("lost", 9))] {
+        let account = RecoveredAccount { account, first_nonce: Nonce(0), next_nonce: Nonce(3), writes: Vec::new() };
+        journal.begin_recovery(recovery.clone(), vec![account], from.clone(), Order::new("bob", "")).await.unwrap();
+        let expected = from.map(|from| Adoption { by: "bob".to_owned(), at: Timestamp(6), from });
+        assert_eq!(adoption().await, expected, "the lost journal's marker is still there");
+    }
 }
 
 pub(crate) async fn passages_go_one_at_a_time_and_show_what_came_before_them(journal: Arc<dyn Journal>) {

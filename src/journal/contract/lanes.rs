@@ -3,15 +3,18 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use bytes::Bytes;
+
 use crate::journal::contract::{
-    TTL, arrival, attempt, dead, displaced, failed, first, id, instance, set, succeeded, transaction,
+    TTL, arrival, attempt, dead, displaced, event, failed, first, id, instance, set, succeeded, transaction, write,
 };
 use crate::journal::{
-    Acquired, ForeignUse, Journal, JournalError, NewTransaction, RecoveredAccount, Recovery, RequestSeq, Which,
+    Acquired, Arrival, ConfirmedCopy, ForeignUse, Journal, JournalError, NewTransaction, RecoveredAccount, Recovery,
+    Remembered, RequestSeq, Which,
 };
 use crate::model::{
-    Address, BlockNumber, BodyHash, Generation, HeaderValue, Headers, Nonce, Order, RecoveredWrite, RequestState,
-    SignedTransaction, Timestamp, TraceContext, TxHash, Wei,
+    Address, BlockNumber, BodyHash, Generation, HeaderValue, Headers, Message, Nonce, Order, RecoveredWrite,
+    RequestState, SignedTransaction, Timestamp, TraceContext, TxHash, Wei,
 };
 use crate::policy::arrival::Verdict;
 use crate::policy::limits::Limits;
@@ -211,7 +214,7 @@ pub(crate) async fn a_new_journal_knows_what_the_chain_has_of_a_lost_one(journal
     };
     let begin = async |writes: Vec<RecoveredWrite>| {
         let accounts = vec![RecoveredAccount { account, first_nonce: Nonce(1), next_nonce: Nonce(8), writes }];
-        journal.begin_recovery(recovery.clone(), accounts, Order::new("eve", "")).await
+        journal.begin_recovery(recovery.clone(), accounts, None, Order::new("eve", "")).await
     };
     assert_eq!(journal.foreign_use().await.unwrap(), ForeignUse::default());
     begin(vec![written(1, b"stale")]).await.unwrap();
@@ -262,7 +265,7 @@ pub(crate) async fn a_recovery_of_an_older_copy_reads_what_is_missing_and_keeps_
         let writes = vec![write(0, known, b"a"), write(1, TxHash([1; 32]), b"b")];
         let account = set.account;
         let account = RecoveredAccount { account, first_nonce: Nonce(first_nonce), next_nonce: Nonce(2), writes };
-        journal.begin_recovery(recovery.clone(), vec![account], Order::new("eve", "")).await
+        journal.begin_recovery(recovery.clone(), vec![account], None, Order::new("eve", "")).await
     };
     assert!(is_refused(begin(2).await), "the blocks begin above what the journal knows");
     journal.decide(&id("b")).await.unwrap();
@@ -277,6 +280,61 @@ pub(crate) async fn a_recovery_of_an_older_copy_reads_what_is_missing_and_keeps_
     assert_eq!(journal.decided(both.clone()).await.unwrap(), [id("b")]);
     begin(0).await.unwrap();
     assert_eq!(journal.decided(both).await.unwrap(), [], "nor in an earlier one");
+}
+
+/// What failed is no lane's, and its calldata may be gone; a newer journal may have written it since.
+pub(crate) async fn a_foreign_call_that_asks_for_what_a_failed_request_asks_for_stops_all_lanes(
+    journal: Arc<dyn Journal>,
+) {
+    let texts = ["retry_pending", "retry_waiting", "dead_pending", "dead", "accepted", "final"];
+    let set = set(journal, &[]).await;
+    let journal = &set.journal;
+    // With calldata of its own, and with the body as calldata.
+    let data = |text: &str| text.contains('_').then(|| Bytes::from(format!("data of {text}")));
+    let arrivals = texts.iter().map(|text| {
+        let written = crate::model::Write { data: data(text), ..write() };
+        let body = Bytes::from(text.as_bytes().to_vec());
+        let body_hash = BodyHash::of(&body);
+        let arrived = arrival(set.account, text, Generation::default(), "");
+        Arrival { body_hash, message: Message { body, ..arrived.message.clone() }, write: Some(written), ..arrived }
+    });
+    journal.admit(arrivals.collect()).await.unwrap();
+    let queued = journal.queued(set.account, i64::MIN, 100).await.unwrap();
+    let seq = |index: usize| queued[index].seq;
+    journal.settle(&set.lease, vec![failed(seq(0), 1), failed(seq(1), 1), dead(seq(2)), dead(seq(3))]).await.unwrap();
+    for index in [1, 3] {
+        let copy = journal.unconfirmed_of(vec![seq(index)]).await.unwrap().remove(0);
+        let (request, generation, kind) = (copy.request, copy.generation, copy.kind);
+        journal.confirm(vec![ConfirmedCopy { request, generation, kind, event: event("copy") }]).await.unwrap();
+    }
+    let first = vec![transaction(seq(5), 0)];
+    journal.record_transactions(&set.lease, first, Limits::default()).await.unwrap();
+    journal.settle(&set.lease, vec![succeeded(seq(5), 0, "final")]).await.unwrap();
+    for (index, text) in texts.into_iter().enumerate() {
+        assert_eq!(set.state(text).await.as_str(), text);
+        let called = data(text).unwrap_or_else(|| Bytes::from(text.as_bytes().to_vec()));
+        let call = RecoveredWrite {
+            nonce: Nonce(10),
+            place: 0,
+            tx_hash: TxHash([66; 32]),
+            block_number: BlockNumber(5),
+            data_hash: BodyHash::of(&called),
+            to: write().to,
+            value: write().value,
+        };
+        let found = async |call: RecoveredWrite| {
+            journal.record_foreign(&set.lease, vec![Nonce(10)], vec![call], Nonce(11)).await.unwrap().behind
+        };
+        assert_eq!(found(RecoveredWrite { to: Address([55; 20]), ..call.clone() }).await, None, "{text}");
+        assert_eq!(found(RecoveredWrite { value: Wei(1), ..call.clone() }).await, None, "{text}");
+        let behind = found(call).await;
+        assert_eq!(behind.is_some(), index < 4, "{text}: {behind:?}");
+        assert_eq!(journal.foreign_use().await.unwrap().behind, behind, "{text}");
+        if let Some(detail) = behind {
+            assert!(detail.contains(&format!("request {text} asked for, which is {text} here")), "{detail}");
+        }
+        journal.accept_foreign(set.account, Nonce(11), Order::new("eve", "")).await.unwrap();
+    }
 }
 
 pub(crate) async fn foreign_calls_are_remembered_until_an_operator_says_whose_they_are(journal: Arc<dyn Journal>) {
@@ -295,7 +353,7 @@ pub(crate) async fn foreign_calls_are_remembered_until_an_operator_says_whose_th
     for _ in 0..2 {
         assert_eq!(
             journal.record_foreign(&set.lease, vec![Nonce(0), Nonce(4)], writes.clone(), Nonce(5)).await.unwrap(),
-            Nonce(5)
+            Remembered { next: Nonce(5), behind: None }
         );
     }
     assert_eq!(journal.recovered_writes(vec![BodyHash::of(b"a")]).await.unwrap(), writes);

@@ -657,6 +657,7 @@ macro_rules! journal_contract {
             a_process_that_has_ended_is_removed_at_once_with_its_leases,
             a_new_journal_knows_what_the_chain_has_of_a_lost_one,
             a_recovery_of_an_older_copy_reads_what_is_missing_and_keeps_what_is_known,
+            a_foreign_call_that_asks_for_what_a_failed_request_asks_for_stops_all_lanes,
             foreign_calls_are_remembered_until_an_operator_says_whose_they_are,
             no_nonce_is_taken_before_the_first_is_known,
             further_attempts_are_stored_at_live_nonces_alone,

@@ -47,7 +47,10 @@ async fn simulated() -> Simulated {
     let (sender, deliveries) = mpsc::channel(4);
     let flow = watch::Sender::new(Flow::Open);
     let (wanted, stop) = (flow.subscribe(), CancellationToken::new());
-    tokio::spawn(deliver(world.clone(), sender, wanted, stop, watch::Sender::new(0)));
+    // No marker is waited for.
+    let admitted = watch::Sender::new(u64::MAX).subscribe();
+    let numbers = (watch::Sender::new(0), (watch::Sender::new(0), admitted));
+    tokio::spawn(deliver(world.clone(), sender, wanted, stop, numbers));
     let clock = world.clone();
     tokio::spawn(async move {
         loop {

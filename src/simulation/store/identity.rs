@@ -1,7 +1,7 @@
 //! Which journal the store is, its starts, and passages through the work queue.
 
 use crate::journal::{NewStart, Passage, Proof};
-use crate::model::{JournalId, Start, StartToken, Timestamp};
+use crate::model::{Adoption, JournalId, Start, StartToken, Timestamp};
 use crate::policy::marker::Standing;
 use crate::policy::passage::{Band, KEPT, Newest};
 use crate::simulation::store::Store;
@@ -11,7 +11,7 @@ pub(super) struct Identity {
     id: Option<JournalId>,
     made_at: Option<Timestamp>,
     starts: Vec<StartToken>,
-    adopted_by: Option<String>,
+    adoption: Option<Adoption>,
     serves_since: Option<Timestamp>,
 }
 
@@ -25,18 +25,18 @@ impl Store {
     }
 
     pub(crate) fn claim_standing(&self, found: Option<&(u64, StartToken)>) -> Standing {
-        let Identity { id, starts, adopted_by, .. } = &self.identity;
+        let Identity { id, starts, adoption, .. } = &self.identity;
         let counted = |number: u64| starts.get(usize::try_from(number.checked_sub(1)?).ok()?);
         Standing {
             journal: id.clone().unwrap_or(JournalId(String::new())),
             knows_start: found.is_some_and(|(number, token)| counted(*number) == Some(token)),
             has_requests: !self.requests.is_empty(),
-            adopted_by: adopted_by.clone(),
+            adoption: adoption.clone(),
         }
     }
 
     pub(crate) fn confirm_start(&mut self, taken_at: Option<Timestamp>) {
-        self.identity.adopted_by = None;
+        self.identity.adoption = None;
         self.identity.serves_since = taken_at.or(self.identity.serves_since);
     }
 
@@ -44,10 +44,10 @@ impl Store {
         self.identity.serves_since
     }
 
-    pub(crate) fn adopt(&mut self, now: Timestamp, operator: String) {
+    pub(crate) fn adopt(&mut self, adoption: Adoption) {
         self.identity.id.get_or_insert_with(|| JournalId(crate::model::ids::unique()));
-        self.identity.made_at.get_or_insert(now);
-        self.identity.adopted_by = Some(operator);
+        self.identity.made_at.get_or_insert(adoption.at);
+        self.identity.adoption = Some(adoption);
     }
 
     pub(crate) fn proof(&self) -> Proof {

@@ -6,12 +6,12 @@ use std::time::Duration;
 
 use crate::journal::{
     AccountId, AccountStanding, Acquired, Arrival, Attendance, ForeignUse, Instance, JournalError, LaneHolder, Lease,
-    LeaseMark, NewTransaction, RecoveredAccount, Recovery, ReplyAddress, RequestSeq,
+    LeaseMark, NewTransaction, RecoveredAccount, Recovery, Remembered, ReplyAddress, RequestSeq, failed_text,
 };
 use crate::model::request::Observation;
 use crate::model::{
-    Address, BodyHash, Fee, Generation, Nonce, Properties, RecoveredWrite, RequestId, RequestState, SignedTransaction,
-    Timestamp, TraceContext, TransactionState,
+    Address, Adoption, BodyHash, Fee, Generation, MarkedStart, Nonce, Properties, RecoveredWrite, RequestId,
+    RequestState, SignedTransaction, Timestamp, TraceContext, TransactionState,
 };
 use crate::policy::arrival::{self, Known, Verdict};
 use crate::policy::letters::replay::LastRecovery;
@@ -123,7 +123,12 @@ impl Store {
         Attendance { instances: there.map(|row| row.instance.clone()).collect(), lanes: lanes.collect() }
     }
 
-    pub(crate) fn begin_recovery(&mut self, recovery: Recovery, accounts: Vec<RecoveredAccount>) -> Result<()> {
+    pub(crate) fn begin_recovery(
+        &mut self,
+        recovery: Recovery,
+        accounts: Vec<RecoveredAccount>,
+        marked: Option<MarkedStart>,
+    ) -> Result<()> {
         for account in &accounts {
             let row = self.accounts.get(&account.account);
             let row = row.ok_or_else(|| refused("begin a recovery", "no such account"))?;
@@ -131,7 +136,9 @@ impl Store {
                 return Err(refused("begin a recovery", "the block is too late"));
             }
         }
-        self.adopt(recovery.begun_at, recovery.operator.clone());
+        if let Some(from) = marked {
+            self.adopt(Adoption { by: recovery.operator.clone(), at: recovery.begun_at, from });
+        }
         for RecoveredAccount { account, next_nonce, writes, .. } in accounts {
             let row = self.accounts.get_mut(&account).ok_or_else(|| refused("begin a recovery", "no such account"))?;
             row.next_nonce = row.next_nonce.max(Some(next_nonce));
@@ -148,10 +155,7 @@ impl Store {
     /// Remembers what the journal has not signed itself.
     fn remember(&mut self, account: AccountId, writes: Vec<RecoveredWrite>) {
         for write in writes {
-            let known = self.transactions.get(&(account, write.nonce));
-            let is_ours =
-                known.is_some_and(|row| row.signed.iter().any(|stored| stored.attempt.raw.hash == write.tx_hash));
-            if !is_ours {
+            if !self.is_own(account, &write) {
                 self.foreign.entry((account, write.nonce, write.place)).or_insert(write);
             }
         }
@@ -211,11 +215,38 @@ impl Store {
         nonces: &[Nonce],
         writes: Vec<RecoveredWrite>,
         at_least: Nonce,
-    ) -> Result<Nonce> {
+    ) -> Result<Remembered> {
         let next = self.raise_next_nonce(lease, at_least)?;
         self.foreign.retain(|(of, nonce, _), _| *of != lease.account || !nonces.contains(nonce));
+        let behind = self.failed_and_written(lease.account, &writes);
         self.remember(lease.account, writes);
-        Ok(next)
+        if let Some(detail) = &behind {
+            self.behind.get_or_insert(detail.clone());
+        }
+        Ok(Remembered { next, behind })
+    }
+
+    fn failed_and_written(&self, account: AccountId, writes: &[RecoveredWrite]) -> Option<String> {
+        let is_failed = |row: &&RequestRow| match row.state {
+            RequestState::RetryPending | RequestState::RetryWaiting => true,
+            RequestState::DeadPending | RequestState::Dead => true,
+            RequestState::Accepted | RequestState::Writing | RequestState::Final => false,
+        };
+        let asks = |row: &RequestRow, call: &RecoveredWrite| {
+            let same = row.write.as_ref().is_some_and(|write| (write.to, write.value) == (call.to, call.value));
+            same && row.data_hash == Some(call.data_hash)
+        };
+        let foreign = writes.iter().filter(|call| self.recovery.is_none() && !self.is_own(account, call));
+        let failed = |call: &RecoveredWrite| self.requests.values().filter(is_failed).find(|row| asks(row, call));
+        let (call, row) = foreign.filter_map(|call| Some((call, failed(call)?))).next()?;
+        let place = (call.tx_hash, call.nonce, call.block_number);
+        Some(failed_text(row.id.as_str(), row.state.as_str(), place))
+    }
+
+    /// The journal has signed it itself.
+    fn is_own(&self, account: AccountId, call: &RecoveredWrite) -> bool {
+        let known = self.transactions.get(&(account, call.nonce));
+        known.is_some_and(|row| row.signed.iter().any(|stored| stored.attempt.raw.hash == call.tx_hash))
     }
 
     pub(crate) fn record_behind(&mut self, lease: &Lease, detail: String) -> Result<()> {
@@ -288,7 +319,19 @@ impl Store {
         let Some(row) = self.seqs.get(&id).and_then(|seq| self.requests.get_mut(seq)) else {
             let row = RequestRow::new(id, account, generation, body_hash, now);
             let message = Some(message);
-            self.add_request(RequestRow { turn, order, message, write, not_after, route, reply, trace, ..row });
+            let data_hash = write.as_ref().map(|write| write.data_hash(body_hash));
+            self.add_request(RequestRow {
+                data_hash,
+                turn,
+                order,
+                message,
+                write,
+                not_after,
+                route,
+                reply,
+                trace,
+                ..row
+            });
             return;
         };
         let is_replay = generation.replay > row.generation.replay;
@@ -302,6 +345,7 @@ impl Store {
             (row.not_after, row.route, row.account) = (not_after, route, account);
         }
         if is_replay || row.write.is_none() {
+            row.data_hash = write.as_ref().map(|write| write.data_hash(body_hash));
             row.write = write;
         }
         (row.reply, row.trace) = (reply, trace);
@@ -468,6 +512,7 @@ impl RequestRow {
             body_hash,
             message: None,
             write: None,
+            data_hash: None,
             not_after: None,
             route: String::new(),
             is_alone: false,

@@ -116,6 +116,8 @@ pub(crate) struct RequestRow {
     pub(crate) message: Option<Message>,
     /// Without its calldata once it is final or dead.
     pub(crate) write: Option<Write>,
+    /// Of the calldata, which stays.
+    pub(crate) data_hash: Option<BodyHash>,
     pub(crate) not_after: Option<Timestamp>,
     pub(crate) route: String,
     /// A transaction that it shared has failed.

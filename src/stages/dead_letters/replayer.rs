@@ -269,7 +269,7 @@ mod tests {
         let recovery = Recovery { begun_at: Timestamp(-1), operator: "ann".to_owned(), from_block, to_block };
         let (account, nonce) = (bench.set.account, crate::model::Nonce(0));
         let account = RecoveredAccount { account, first_nonce: nonce, next_nonce: nonce, writes: Vec::new() };
-        bench.journal.begin_recovery(recovery, vec![account], crate::model::Order::new("eve", "")).await.unwrap();
+        bench.journal.begin_recovery(recovery, vec![account], None, crate::model::Order::new("eve", "")).await.unwrap();
         let (replayer, mut tally) = (replayer(&bench), Tally::default());
         assert!(replayer.guard.is_recovering().await.unwrap());
         let unknown = Letter {

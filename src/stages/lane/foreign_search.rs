@@ -216,9 +216,14 @@ impl Term<'_> {
         let takers: Vec<_> = takers.collect();
         let writes = takers.iter().flat_map(|(_, taker)| self.writes_of(taker)).collect();
         let nonces = takers.iter().map(|(nonce, _)| *nonce).collect();
-        let next = self.context.journal.record_foreign(&self.lease, nonces, writes, at_least).await?;
+        let remembered = self.context.journal.record_foreign(&self.lease, nonces, writes, at_least).await?;
+        // Invariant 14: a request that failed here was written with a newer journal.
+        if let Some(detail) = remembered.behind {
+            self.gate.pause(PauseReason::JournalIsBehind, detail.clone());
+            self.foreign.known.behind = Some(detail);
+        }
         takers.into_iter().for_each(|(nonce, taker)| self.foreign.unsettled.record(nonce, taker.inclusion));
-        Ok(next)
+        Ok(remembered.next)
     }
 
     pub(super) fn writes_of(&self, taker: &Taker) -> Vec<RecoveredWrite> {

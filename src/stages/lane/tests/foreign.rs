@@ -3,8 +3,8 @@
 use bytes::Bytes;
 
 use super::*;
-use crate::journal::contract::id;
-use crate::journal::{RecoveredAccount, Recovery};
+use crate::journal::contract::{self, id};
+use crate::journal::{ConfirmedCopy, RecoveredAccount, Recovery};
 use crate::model::{Address, BodyHash, Nonce, Order, Reason, RecoveredWrite, Timestamp};
 
 /// A transaction that asks for what every request of the bench asks for.
@@ -123,6 +123,33 @@ async fn an_unknown_transaction_that_asks_for_what_a_request_asks_for_stops_the_
         drop(term);
         assert!(bench.rulings().is_empty());
         assert_eq!(bench.chain.change(|state| state.broadcasts.len()), 0);
+    }
+}
+
+/// What failed is not with the lane, so it is the journal that compares it.
+#[tokio::test(start_paused = true)]
+async fn an_unknown_transaction_that_asks_for_what_a_failed_request_asked_for_stops_the_lane() {
+    for (is_dead, is_confirmed) in [(false, false), (false, true), (true, false), (true, true)] {
+        let mut bench = Bench::new(&["a"]).await;
+        let (journal, request) = (bench.set.journal.clone(), bench.set.seq(0));
+        let settled = if is_dead { contract::dead(request) } else { contract::failed(request, 1) };
+        journal.settle(&bench.set.lease, vec![settled]).await.unwrap();
+        if is_confirmed {
+            let copy = journal.unconfirmed_of(vec![request]).await.unwrap().remove(0);
+            let (generation, kind) = (copy.generation, copy.kind);
+            let event = contract::event("copy");
+            journal.confirm(vec![ConfirmedCopy { request, generation, kind, event }]).await.unwrap();
+        }
+        let mut term = bench.term().await;
+        mine(&bench, equal(0));
+        term.poll().await.unwrap();
+        assert_eq!(pause(&term), Some(PauseReason::JournalIsBehind), "dead {is_dead}, confirmed {is_confirmed}");
+        assert!(term.foreign.is_behind() && !term.can_fill());
+        drop(term);
+        let term = bench.term().await;
+        assert_eq!(pause(&term), Some(PauseReason::JournalIsBehind), "the next term knows it too");
+        drop(term);
+        assert!(bench.rulings().is_empty());
     }
 }
 
@@ -388,7 +415,7 @@ async fn recover(bench: &Bench, tx_hash: TxHash) {
     };
     let account = bench.set.account;
     let account = RecoveredAccount { account, first_nonce: Nonce(0), next_nonce: Nonce(1), writes: vec![write] };
-    bench.set.journal.begin_recovery(recovery, vec![account], Order::new("eve", "")).await.unwrap();
+    bench.set.journal.begin_recovery(recovery, vec![account], None, Order::new("eve", "")).await.unwrap();
 }
 
 #[tokio::test(start_paused = true)]
