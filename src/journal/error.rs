@@ -26,8 +26,8 @@ pub enum JournalError {
     Commit(String),
     /// The database has fewer commits than this process knows of.
     #[error(
-        "the journal's database has lost {missing} of this process's commits: a standby without them took over, or an older \
-         copy was restored; the process ends, and its next start compares the journal with the broker and the chain: see \
+        "the journal's database has lost {missing} of this process's commits. A standby without them took over, or an older \
+         copy was restored. The process ends, and its next start compares the journal with the broker and the chain. See \
          docs/operations/lost-journal.md"
     )]
     WentBack { missing: String },

@@ -39,15 +39,15 @@ impl Connection {
         Self { client, task, prepared: Mutex::default() }
     }
 
-    /// Sets what every call relies on. A schema that is created later cannot come before the journal's own.
-    pub async fn begin_session(&self) -> Result<()> {
+    /// Sets what every call relies on, and returns the text that the statement `then` returns, asked in the same message. A schema that is created later cannot come before the journal's own.
+    pub async fn begin_session(&self, then: &str) -> Result<String> {
         let set = format!(
             "SET statement_timeout = {STATEMENT_TIMEOUT_MS}; SET lock_timeout = {LOCK_TIMEOUT_MS}; \
              SET idle_in_transaction_session_timeout = {FROZEN_TIMEOUT_MS}; \
              SELECT set_config('search_path', quote_ident(current_schema()), false) WHERE current_schema() IS NOT NULL; \
-             SELECT set_config('synchronous_commit', 'on', false) WHERE current_setting('synchronous_commit') = 'off'"
+             SELECT set_config('synchronous_commit', 'on', false) WHERE current_setting('synchronous_commit') = 'off'; {then}"
         );
-        self.run("begin a session", &set).await
+        self.simple("begin a session", &set).await
     }
 
     pub fn is_closed(&self) -> bool {

@@ -17,6 +17,7 @@ use crate::observe::metrics::JournalMeter;
 use crate::policy::retry_schedule::RetryPauses;
 
 mod address;
+mod commits;
 mod connection;
 mod lives;
 mod news;
@@ -28,6 +29,7 @@ mod tests;
 
 pub use address::PostgresAddress;
 
+use commits::Commits;
 use connection::{Connection, FaultKind, kind_of_failure};
 use lives::Lives;
 use news::News;
@@ -57,7 +59,7 @@ impl PostgresJournal {
     /// [`JournalError::NewerSchema`] for a journal of a newer version, [`JournalError::Unfit`] for a database that cannot
     /// hold one, [`JournalError::Storage`] for what is refused.
     pub async fn open(address: &PostgresAddress) -> Result<Self> {
-        let pool = Pool::new(address.clone());
+        let pool = Pool::new(address.clone()).counting();
         let mut pause = RetryPauses::between(START_PAUSE.0, START_PAUSE.1);
         // To end would only mean to be started again.
         while let Err(error) = make_ready(&pool).await {
@@ -164,7 +166,11 @@ impl Database for Postgres {
 
 async fn make_ready(pool: &Pool) -> Result<()> {
     check(pool).await?;
-    pool.migrate(schema::MIGRATIONS.to_vec()).await
+    pool.migrate(schema::MIGRATIONS.to_vec()).await?;
+    let connection = pool.connect().await?;
+    let forgotten = Commits::forget_old(&connection).await;
+    connection.close().await;
+    forgotten
 }
 
 /// Fails unless a journal can stand on this database, and on the way to it.

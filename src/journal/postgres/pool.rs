@@ -11,6 +11,7 @@ use tracing::{debug, info};
 use crate::journal::database::{Mode, Sent, Task};
 use crate::journal::error::{JournalError, Result};
 use crate::journal::postgres::address::PostgresAddress;
+use crate::journal::postgres::commits::{Commits, Slot};
 use crate::journal::postgres::connection::{Connection, FaultKind, kind_of_failure, no_answer, storage};
 use crate::journal::postgres::schema;
 use crate::observe::metrics::JournalMeter;
@@ -35,18 +36,42 @@ fn beginning(mode: Mode) -> Option<&'static str> {
     }
 }
 
+/// A connection of the pool.
+#[derive(Debug)]
+struct Kept {
+    connection: Connection,
+    /// Its row among the counts of commits; a command's has none.
+    slot: Option<Slot>,
+}
+
+impl Kept {
+    async fn commit(&self) -> Result<()> {
+        match &self.slot {
+            Some(slot) => slot.commit(&self.connection).await,
+            None => commit(&self.connection).await,
+        }
+    }
+}
+
 #[derive(Debug, Clone)]
 pub struct Pool {
     address: PostgresAddress,
     places: Arc<Semaphore>,
-    idle: Arc<Mutex<Vec<Connection>>>,
+    idle: Arc<Mutex<Vec<Kept>>>,
+    /// A worker's; commands need none.
+    commits: Option<Commits>,
     pub meter: JournalMeter,
 }
 
 impl Pool {
     pub fn new(address: PostgresAddress) -> Self {
         let places = Arc::new(Semaphore::new(CONNECTIONS));
-        Self { address, places, idle: Arc::default(), meter: JournalMeter::default() }
+        Self { address, places, idle: Arc::default(), commits: None, meter: JournalMeter::default() }
+    }
+
+    /// Returns the pool of a process that must notice when the database loses its commits.
+    pub fn counting(self) -> Self {
+        Self { commits: Some(Commits::new()), ..self }
     }
 
     /// Returns a connection that is none of the pool's.
@@ -55,10 +80,19 @@ impl Pool {
     }
 
     pub async fn connect_hearing(&self, hear: impl Fn(&str) + Send + 'static) -> Result<Connection> {
+        self.connect_and_ask(hear, "").await.map(|(connection, _)| connection)
+    }
+
+    /// Returns a connection, and what the database says to this statement.
+    async fn connect_and_ask(
+        &self,
+        hear: impl Fn(&str) + Send + 'static,
+        question: &str,
+    ) -> Result<(Connection, String)> {
         let connecting = async {
             let connection = self.address.connect(hear).await.map_err(|error| storage("reach its database", &error))?;
-            connection.begin_session().await?;
-            Ok(connection)
+            let answer = connection.begin_session(question).await?;
+            Ok((connection, answer))
         };
         timeout(ANSWER, connecting).await.unwrap_or_else(|_| Err(no_answer("reach its database", ANSWER)))
     }
@@ -94,7 +128,11 @@ impl Pool {
         let Ok(_places) = self.places.acquire_many(all).await else { return };
         self.places.close();
         let idle = std::mem::take(&mut *self.idle.lock().unwrap_or_else(PoisonError::into_inner));
-        let closing = futures_util::future::join_all(idle.into_iter().map(Connection::close));
+        if let (Some(commits), Some(kept)) = (&self.commits, idle.first()) {
+            let left = timeout(PAUSE.1, commits.leave(&kept.connection)).await;
+            debug!(is_done = matches!(left, Ok(Ok(()))), "the counts of commits are deleted");
+        }
+        let closing = futures_util::future::join_all(idle.into_iter().map(|kept| kept.connection.close()));
         // A database that is away needs no goodbye.
         let _ = timeout(PAUSE.1, closing).await;
     }
@@ -129,13 +167,14 @@ impl Pool {
     }
 
     async fn attempt<I, T>(&self, mode: Mode, input: &I, work: &impl Task<I, T>) -> Result<T> {
-        let connection = self.take().await?;
+        let kept = self.take().await?;
+        let connection = &kept.connection;
         let began = Instant::now();
         let worked = async {
             if let Some(begin) = beginning(mode) {
                 connection.run("begin", begin).await?;
             }
-            work(&connection, input).await
+            work(connection, input).await
         };
         let worked = timeout(ANSWER, worked).await.unwrap_or_else(|_| Err(no_answer("do it in time", ANSWER)));
         // Dropped on the way, a connection ends; and with it what it had begun.
@@ -145,37 +184,45 @@ impl Pool {
                     Mode::Read => {}
                     Mode::Snapshot => connection.run("end a read", "COMMIT").await?,
                     Mode::Write | Mode::Repeatable => {
-                        commit(&connection).await?;
+                        kept.commit().await?;
                         self.meter.commits.record(began.elapsed());
                     }
                 }
-                self.keep(connection);
+                self.keep(kept);
                 Ok(done)
             }
             Err(error) => {
                 // The database is fine, the write was not.
                 let is_refusal = !matches!(error, JournalError::Storage { .. });
                 if is_refusal && (mode == Mode::Read || connection.run("roll back", "ROLLBACK").await.is_ok()) {
-                    self.keep(connection);
+                    self.keep(kept);
                 }
                 Err(error)
             }
         }
     }
 
-    async fn take(&self) -> Result<Connection> {
+    async fn take(&self) -> Result<Kept> {
         loop {
             let idle = self.idle.lock().unwrap_or_else(PoisonError::into_inner).pop();
             match idle {
-                Some(connection) if connection.is_closed() => debug!("a connection of the journal has gone"),
-                Some(connection) => return Ok(connection),
-                None => return self.connect().await,
+                Some(kept) if kept.connection.is_closed() => debug!("a connection of the journal has gone"),
+                Some(kept) => return Ok(kept),
+                None => {
+                    let Some(commits) = &self.commits else {
+                        return Ok(Kept { connection: self.connect().await?, slot: None });
+                    };
+                    let (slot, question) = (commits.slot(), commits.comparison());
+                    let (connection, missing) = self.connect_and_ask(|_| (), &question).await?;
+                    Commits::judge(&missing)?;
+                    return Ok(Kept { connection, slot });
+                }
             }
         }
     }
 
-    fn keep(&self, connection: Connection) {
-        self.idle.lock().unwrap_or_else(PoisonError::into_inner).push(connection);
+    fn keep(&self, kept: Kept) {
+        self.idle.lock().unwrap_or_else(PoisonError::into_inner).push(kept);
     }
 }
 

@@ -499,6 +499,52 @@ async fn connections_that_the_database_has_cut_are_replaced() {
     }
 }
 
+/// C10: a standby without the last commits is promoted, or an older copy comes back, beneath a process that works.
+#[tokio::test]
+async fn a_database_that_has_lost_commits_of_this_process_is_written_no_more() {
+    let Some(server) = postgres::shared().await else { return };
+    for (name, goes_back, is_cut) in [
+        ("restored", "TRUNCATE commits; INSERT INTO commits SELECT * FROM saved", true),
+        ("restored", "TRUNCATE commits; INSERT INTO commits SELECT * FROM saved", false),
+        ("emptied", "DELETE FROM commits", true),
+        ("emptied", "DELETE FROM commits", false),
+        ("untouched", "SELECT 1", true),
+    ] {
+        let case = format!("{name}, cut {is_cut}");
+        let url = format!("{}&application_name=back", server.new_schema().await);
+        let journal = open_at(&url).await;
+        let account = journal.account(1, Address([7; 20])).await.unwrap();
+        let other = session(&url.replace("application_name=back", "application_name=other")).await;
+        other.run("copy", "CREATE TABLE saved AS SELECT * FROM commits").await.unwrap();
+        // More than one connection may have committed.
+        let admit = async |text: String| journal.admit(vec![first(account, &text, "body")]).await;
+        join_all((0..8).map(|number| admit(format!("lost-{number}"))))
+            .await
+            .into_iter()
+            .for_each(|done| _ = done.unwrap());
+        other.run("go back", goes_back).await.unwrap();
+        if is_cut {
+            server.run("SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE application_name = 'back'").await;
+        }
+        let mut ends = Vec::new();
+        for number in 0..8 {
+            ends.push(admit(format!("later-{number}")).await);
+        }
+        let stored =
+            other.simple("count", "SELECT count(*)::text FROM requests WHERE id LIKE 'later-%'").await.unwrap();
+        if name == "untouched" {
+            assert!(ends.iter().all(Result::is_ok), "{case}: {ends:?}");
+            continue;
+        }
+        assert!(ends.iter().all(|end| matches!(end, Err(JournalError::WentBack { .. }))), "{case}: {ends:?}");
+        assert_eq!(stored, "0", "{case}");
+        let said = ends.remove(0).unwrap_err().to_string();
+        assert!(said.contains("lost-journal.md"), "{case}: {said}");
+        // A restart begins with what the database has.
+        open_at(&url).await.admit(vec![first(account, "again", "body")]).await.unwrap();
+    }
+}
+
 /// Whatever is cut on the way: a call that fails before its commit has written nothing and may go well the second time;
 /// one that fails at its commit says that nobody can tell, unless it may be done twice.
 #[tokio::test]
