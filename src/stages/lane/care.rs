@@ -9,11 +9,11 @@ use crate::model::{Cause, Fee, Gas, PauseReason, Purpose, Reason, Wei};
 use crate::policy::fee::{FeeMode, FeeRules, Market, is_underpriced};
 use crate::policy::gas;
 use crate::policy::refusals::{Lack, Lasting};
-use crate::stages::lane::RESEND_UNKNOWN;
 use crate::stages::lane::in_flight::InFlight;
 use crate::stages::lane::learnt::{SIGNED_PER_NONCE, cause_of, corrected_gas};
 use crate::stages::lane::pool_status::{Holder, PoolStatus};
 use crate::stages::lane::refusal::{Refusal, RefusalKind};
+use crate::stages::lane::settings::RESEND_UNKNOWN;
 use crate::stages::lane::term::Term;
 
 /// A signed transaction must have been passed over by this many blocks before it is replaced for its age.

@@ -19,7 +19,7 @@
 //!
 //! The other files compute for the term, or hold its values: [`settings`] is what a lane gets at its start and what it shows of
 //! itself, [`payload`] what becomes of requests on their way to a nonce, [`stored`] what a term reads from the journal when it
-//! begins, [`spans`] the traces of its work.
+//! begins, [`context`] what all terms of a lane share, [`spans`] the traces of its work.
 //!
 //! The way of one request:
 //!
@@ -69,6 +69,7 @@ mod aside;
 mod bump;
 mod care;
 mod conclude;
+mod context;
 mod fill;
 mod flight;
 mod follow;
@@ -125,42 +126,8 @@ mod tests;
 
 pub use settings::{LaneJournal, LaneRules, LaneSettings, LaneSignals, LaneState, OutagePolicy, RouteRules, Tuning};
 
+use context::Context;
 use term::{Ended, Term};
-
-/// Longest interval between heartbeats while nodes are waited for.
-const BEAT: Duration = Duration::from_secs(1);
-/// How soon bytes that no node has confirmed to have are sent again.
-const RESEND_UNKNOWN: Duration = Duration::from_secs(2);
-
-/// What all terms of a lane share.
-struct Context {
-    settings: LaneSettings,
-    chain: Arc<dyn Chain>,
-    signer: Arc<dyn Signer>,
-    journal: Arc<dyn LaneJournal>,
-    settle: mpsc::Sender<FromLane>,
-    signals: LaneSignals,
-}
-
-impl Context {
-    async fn to_settle(&self, message: FromLane) {
-        // Settle has gone only when the process ends.
-        let _ = self.settle.send(message).await;
-    }
-
-    /// Waits for an answer of nodes, and beats meanwhile: each call ends by itself, and several of them may take long.
-    async fn hear<T>(&self, answer: impl Future<Output = T>) -> T {
-        let mut answer = std::pin::pin!(answer);
-        loop {
-            self.signals.beat.beat();
-            tokio::select! {
-                biased;
-                answer = &mut answer => return answer,
-                () = tokio::time::sleep(BEAT) => {}
-            }
-        }
-    }
-}
 
 pub struct Lane {
     context: Context,

@@ -15,9 +15,9 @@ use crate::policy::classify::{ErrorTable, SendMeaning};
 use crate::policy::gas;
 use crate::policy::nonce_gaps::{GapWatch, Remedy, remedy};
 use crate::policy::refusals::{self, Lack};
-use crate::stages::lane::RESEND_UNKNOWN;
 use crate::stages::lane::learnt::{SIGNED_PER_NONCE, corrected_gas};
 use crate::stages::lane::refusal::RefusalKind;
+use crate::stages::lane::settings::RESEND_UNKNOWN;
 
 /// Nonces of a gap that are filled at once, lowest first.
 const FILLED_AT_ONCE: usize = 64;

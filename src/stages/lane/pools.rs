@@ -6,7 +6,7 @@ use tokio::time::Instant;
 use tracing::info;
 
 use crate::model::BlockNumber;
-use crate::stages::lane::RESEND_UNKNOWN;
+use crate::stages::lane::settings::RESEND_UNKNOWN;
 
 /// For how long counts that were wrong are not asked for.
 const DISTRUST: Duration = Duration::from_secs(600);

@@ -22,6 +22,9 @@ use crate::policy::routes::FixedGas;
 use crate::policy::send_window::{SendWindow, WindowLimit};
 use crate::stages::claim::Serving;
 
+/// How soon bytes that no node has confirmed to have are sent again.
+pub(super) const RESEND_UNKNOWN: Duration = Duration::from_secs(2);
+
 /// What an outage does to requests that have no transaction yet.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum OutagePolicy {

@@ -19,6 +19,7 @@ use crate::chain::follow::tracker::Tracker;
 use crate::journal::{JournalError, Lease, StandingHolds};
 use crate::model::{Address, Nonce, PauseReason, RawTransaction, Timestamp, UnsignedTransaction};
 use crate::observe::traces::Traced;
+use crate::stages::lane::context::Context;
 use crate::stages::lane::flight::Flight;
 use crate::stages::lane::foreign::Foreign;
 use crate::stages::lane::gate::Gate;
@@ -31,8 +32,8 @@ use crate::stages::lane::queue::Queue;
 use crate::stages::lane::reorged_finals::ReorgedFinals;
 use crate::stages::lane::rollup_fees::RollupFees;
 use crate::stages::lane::settings::{Held, LaneState, OutagePolicy, RouteRules, Tuning};
+use crate::stages::lane::stored;
 use crate::stages::lane::view::View;
-use crate::stages::lane::{Context, stored};
 use crate::stages::settle::inbox::FromLane;
 
 /// For what is under way when the account goes to another instance.
