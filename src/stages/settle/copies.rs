@@ -1,10 +1,8 @@
 //! Copies on their way to the broker, and what their publisher confirms lead to.
 
-use std::collections::{BTreeSet, VecDeque};
 use std::sync::Arc;
 
 use futures_util::stream::StreamExt;
-use tokio::sync::oneshot;
 use tokio::time::Instant;
 use tracing::{debug, warn};
 
@@ -14,26 +12,12 @@ use crate::model::{Generation, Message, RequestId, Timestamp, TraceContext};
 use crate::observe::metrics::{self, FailureEnd};
 use crate::observe::traces::Followed;
 use crate::stages::settle::inbox::{Postponed, Refused};
+use crate::stages::settle::published::{Ended, Published};
+use crate::stages::settle::stage::{Settle, Step, ack};
 use crate::stages::settle::targets::{Target, Waiting};
-use crate::stages::settle::{Settle, Step, ack};
 
 /// Rows of unfinished copies that are read at once when a lane begins.
 const RESUME_PAGE: u32 = 500;
-
-/// A message on its way.
-pub(super) enum Published {
-    Copy(Box<UnconfirmedCopy>),
-    Refused(Box<Refused>),
-    Postponed(Box<Postponed>),
-    Park(RequestId, Generation),
-}
-
-/// Reports the end of a publish.
-pub(super) struct Ended {
-    target: Target,
-    published: Published,
-    result: Result<(), PublishError>,
-}
 
 /// Holds what has its publisher confirm, by kind.
 #[derive(Default)]
@@ -42,41 +26,6 @@ struct Confirmed {
     refused: Vec<Refused>,
     postponed: Vec<Postponed>,
     parked: Vec<(RequestId, Generation)>,
-}
-
-/// A queue that holds each item once.
-pub(super) struct UniqueQueue<T> {
-    order: VecDeque<T>,
-    items: BTreeSet<T>,
-}
-
-impl<T> Default for UniqueQueue<T> {
-    fn default() -> Self {
-        Self { order: VecDeque::new(), items: BTreeSet::new() }
-    }
-}
-
-impl<T: Ord + Clone> UniqueQueue<T> {
-    /// Returns false if the queue holds the item already.
-    pub(super) fn push(&mut self, item: T) -> bool {
-        let is_new = self.items.insert(item.clone());
-        if is_new {
-            self.order.push_back(item);
-        }
-        is_new
-    }
-
-    pub(super) fn pop(&mut self) -> Option<T> {
-        let item = self.order.pop_front()?;
-        self.items.remove(&item);
-        Some(item)
-    }
-}
-
-/// A lane that gives its account up, and the copies that it waits for.
-pub(super) struct Leaving {
-    pub(super) copies: BTreeSet<RequestSeq>,
-    pub(super) done: oneshot::Sender<()>,
 }
 
 impl Settle {
@@ -333,16 +282,5 @@ impl Settle {
             refused.token
         };
         refused.into_iter().map(end).collect()
-    }
-}
-
-impl Published {
-    fn id(&self) -> &RequestId {
-        match self {
-            Self::Copy(copy) => &copy.id,
-            Self::Refused(refused) => refused.shown_id(),
-            Self::Postponed(postponed) => &postponed.id,
-            Self::Park(id, _) => id,
-        }
     }
 }

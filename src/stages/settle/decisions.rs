@@ -18,7 +18,6 @@ use crate::observe::traces::{Followed, Tracer};
 use crate::policy::postpone::hop;
 use crate::policy::retry_schedule::RetrySchedule;
 use crate::stages::settle::inbox::{LaneVerdict, Postponed, Refused, Ruling};
-use crate::stages::settle::spans::failed_generation;
 
 /// The delays of retries, and that of each wait queue.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -213,13 +212,22 @@ impl SettleSettings {
     }
 }
 
+/// Returns which copy failed: a retry is the one after it.
+pub(super) fn failed_generation(copy: &UnconfirmedCopy) -> Generation {
+    let Generation { replay, retry } = copy.generation;
+    match copy.kind {
+        CopyKind::Retry => Generation { replay, retry: retry.saturating_sub(1) },
+        CopyKind::DeadLetter => copy.generation,
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
     use crate::journal::contract::{id, set, succeeded};
     use crate::model::{Reason, RequestId, TxHash};
     use crate::simulation::fakes::{FakeSession, journal};
-    use crate::stages::settle::tests::settings;
+    use crate::stages::settle::stage::tests::settings;
 
     fn word(decision: &Decision) -> &'static str {
         match decision {

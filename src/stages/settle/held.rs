@@ -14,7 +14,7 @@ struct Held {
     generation: Generation,
     token: AckToken,
     since: Instant,
-    /// When to read its request from the journal next.
+    /// The time of the next read of its request from the journal.
     check_at: Instant,
 }
 

@@ -8,7 +8,7 @@ use crate::journal::{AccountId, ClosedTransaction, Lease, QueuedRequest, StoredN
 use crate::model::event::FinalTransaction;
 use crate::model::{Cause, Generation, Members, Message, RequestId, Timestamp, TxHash, ids};
 
-/// What intake sends with the token of each delivery.
+/// Holds what intake sends with the token of each delivery.
 #[derive(Debug)]
 pub enum Admitted {
     /// The request is open, or a copy of it is on its way to the broker: ack when that is done.
@@ -40,7 +40,7 @@ pub struct Postponed {
 pub struct Refused {
     /// Made up for it: under its own the journal may know another message, now or later.
     pub id: RequestId,
-    /// Its own, if it has one.
+    /// The message's own id, if it has one.
     pub named: Option<RequestId>,
     pub generation: Generation,
     pub message: Message,
@@ -67,12 +67,12 @@ pub struct Ruling {
     pub lease: Lease,
     /// The verdict holds for all of them.
     pub requests: Members<QueuedRequest>,
-    /// How its nonce ended, if it had one.
+    /// The end of its nonce, if it had one.
     pub transaction: Option<ClosedTransaction>,
     pub verdict: LaneVerdict,
 }
 
-/// How a request ended in its lane.
+/// Says how a request ended in its lane.
 #[derive(Debug)]
 pub enum LaneVerdict {
     Succeeded(FinalTransaction),
@@ -94,11 +94,11 @@ pub enum FromLane {
     Leaves(oneshot::Sender<()>),
     /// The chain has lost the blocks in which these were final.
     Reorged(Lease, Vec<StoredNonce>),
-    /// How some of those ended the second time.
+    /// The second ends of some of those.
     EndedAgain(Lease, Vec<(StoredNonce, SecondEnd)>),
 }
 
-/// How a nonce ended after the chain had lost the block of its first end.
+/// Says how a nonce ended after the chain had lost the block of its first end.
 #[derive(Debug)]
 pub enum SecondEnd {
     /// One of its signed transactions is final in another block.

@@ -9,8 +9,9 @@ use crate::journal::{
 use crate::model::event::{AfterReorg, BatchPlace, Outcome, Subject};
 use crate::model::{Event, Members, Purpose, Timestamp, TransactionState};
 use crate::observe::traces::Followed;
+use crate::stages::settle::decisions::SettleSettings;
 use crate::stages::settle::inbox::SecondEnd;
-use crate::stages::settle::{Settle, SettleSettings};
+use crate::stages::settle::stage::Settle;
 
 impl Settle {
     pub(super) async fn record_reorged(&mut self, lease: &Lease, lost: Vec<StoredNonce>) -> Result<(), JournalError> {

@@ -1,12 +1,13 @@
 //! Spans of what settle decides and publishes.
 
 use crate::broker::Outgoing;
-use crate::journal::{CopyKind, QueuedRequest, UnconfirmedCopy};
-use crate::model::{Cause, Generation, Timestamp, TraceContext};
+use crate::journal::QueuedRequest;
+use crate::model::{Cause, Timestamp, TraceContext};
 use crate::observe::metrics::Outcome;
 use crate::observe::traces::{Failure, Followed, SpanContext, Work};
-use crate::stages::settle::copies::Published;
-use crate::stages::settle::{Settle, SettleSettings};
+use crate::stages::settle::decisions::{SettleSettings, failed_generation};
+use crate::stages::settle::published::Published;
+use crate::stages::settle::stage::Settle;
 
 impl Settle {
     pub(super) fn trace_end(&self, request: &QueuedRequest, outcome: Outcome, cause: Option<&Cause>) {
@@ -46,14 +47,5 @@ impl SettleSettings {
         };
         let context = self.tracer.processing(Followed { request, generation, trace: trace.as_ref() })?;
         Some(context.child())
-    }
-}
-
-/// Returns which copy failed: a retry is the one after it.
-pub(super) fn failed_generation(copy: &UnconfirmedCopy) -> Generation {
-    let Generation { replay, retry } = copy.generation;
-    match copy.kind {
-        CopyKind::Retry => Generation { replay, retry: retry.saturating_sub(1) },
-        CopyKind::DeadLetter => copy.generation,
     }
 }
