@@ -8,7 +8,7 @@ use tracing::debug;
 
 use crate::journal::error::{JournalError, Result};
 use crate::journal::sqlite::statements::SqliteConnection;
-use crate::journal::sqlite::{ended, start_thread};
+use crate::journal::sqlite::threads::{ended, start_thread};
 use crate::observe::metrics::JournalMeter;
 
 /// Writes that may wait; a later one waits for a place.

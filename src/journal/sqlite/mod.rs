@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 use futures_util::FutureExt;
-use rusqlite::{Connection, ErrorCode, OpenFlags, ffi};
+use rusqlite::{Connection, ErrorCode, OpenFlags};
 use tracing::warn;
 
 use crate::journal::database::{Database, Mode, Sent, SqlJournal, Task};
@@ -25,6 +25,7 @@ mod locked;
 mod plans;
 mod reads;
 mod statements;
+mod threads;
 
 pub use backup::back_up;
 use commit::GroupCommit;
@@ -32,6 +33,7 @@ use lives::Lives;
 use locked::Waiter;
 use reads::Readers;
 use statements::SqliteConnection;
+use threads::{NO_SHARED_MEMORY, storage};
 
 /// The wait of an operator's command for another process that locks the file.
 const COMMAND_PATIENCE: Option<Duration> = Some(Duration::from_secs(10));
@@ -43,14 +45,8 @@ const READERS: usize = 3;
 const CACHED_STATEMENTS: usize = 128;
 /// Of the writing connection, as `PRAGMA cache_size` takes it. What it writes to again and again is then read once.
 const WRITER_CACHE: &str = "-8192";
-/// For each thread. Nothing here recurses, but over a message's headers, whose depth has a limit.
-const STACK_BYTES: usize = 2 * 1024 * 1024;
-
 /// A file's `user_version` is how many of these it has seen.
 const MIGRATIONS: &[&str] = &[include_str!("../../../migrations/sqlite/0001_journal.sql")];
-
-const NO_SHARED_MEMORY: &str =
-    "the file system cannot share memory between processes, as SQLite has to; put the journal on a local disk";
 
 pub type SqliteJournal = SqlJournal<Sqlite>;
 
@@ -273,30 +269,6 @@ fn give_to_owner_of_folder(path: &Path) {
     }
 }
 
-/// Starts a thread that ends when no more work is handed in, and does not keep the process from ending.
-fn start_thread(name: String, work: impl FnOnce() + Send + 'static) -> Result<()> {
-    let started = std::thread::Builder::new().name(name).stack_size(STACK_BYTES).spawn(work);
-    started.map(drop).map_err(|error| storage("start its thread", error))
-}
-
-/// Returns the error of all calls that wait for a thread that is gone.
-fn ended() -> JournalError {
-    JournalError::Commit("the journal's thread has ended".to_owned())
-}
-
-fn storage(doing: &'static str, error: impl std::error::Error + Send + Sync + 'static) -> JournalError {
-    let advice = if lacks_shared_memory(&error) { NO_SHARED_MEMORY } else { "check the disk and the file's rights" };
-    JournalError::Storage { doing, source: Box::new(error), advice }
-}
-
-/// Returns true on some network and FUSE file systems, where `mmap` cannot share.
-fn lacks_shared_memory(error: &(impl std::error::Error + 'static)) -> bool {
-    const CODES: [i32; 4] =
-        [ffi::SQLITE_IOERR_SHMOPEN, ffi::SQLITE_IOERR_SHMSIZE, ffi::SQLITE_IOERR_SHMLOCK, ffi::SQLITE_IOERR_SHMMAP];
-    let error = (error as &dyn std::any::Any).downcast_ref::<rusqlite::Error>();
-    error.and_then(rusqlite::Error::sqlite_error).is_some_and(|error| CODES.contains(&error.extended_code))
-}
-
 #[cfg(test)]
 mod tests {
     use bytes::Bytes;
@@ -321,14 +293,6 @@ mod tests {
     }
 
     journal_contract!(async { Some(journal().await) });
-
-    #[test]
-    fn a_file_system_that_cannot_share_memory_is_told_from_a_disk_that_fails() {
-        let told = |code| storage("open", rusqlite::Error::SqliteFailure(ffi::Error::new(code), None)).to_string();
-        assert!(told(ffi::SQLITE_IOERR_SHMMAP).contains("put the journal on a local disk, nothing was written"));
-        assert!(told(ffi::SQLITE_IOERR_FSYNC).contains("check the disk"));
-        assert!(storage("open", std::io::Error::other("gone")).to_string().contains("check the disk"));
-    }
 
     #[tokio::test]
     async fn the_file_and_its_companions_are_their_owners_alone() {

@@ -6,7 +6,7 @@ use tokio::sync::{mpsc, oneshot};
 
 use crate::journal::error::Result;
 use crate::journal::sqlite::statements::SqliteConnection;
-use crate::journal::sqlite::{ended, start_thread};
+use crate::journal::sqlite::threads::{ended, start_thread};
 
 /// Reads that may wait; a later one waits for a place.
 const WAITING_READS: usize = 64;

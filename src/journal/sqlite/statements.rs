@@ -10,7 +10,7 @@ use rusqlite::{CachedStatement, Connection, Row, ToSql, params_from_iter};
 use crate::journal::columns::Columns;
 use crate::journal::database::{Dialect, Reader, Statement, Statements, Value};
 use crate::journal::error::Result;
-use crate::journal::sqlite::storage;
+use crate::journal::sqlite::threads::storage;
 use crate::model::Timestamp;
 
 /// A connection that one thread works with. The lock is never contended; it lets futures of the topics hold the connection.
