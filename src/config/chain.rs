@@ -1,5 +1,6 @@
 //! `[chain]` and `[fees]`: the node's client, the lane's rules, and what may change at run time.
 
+use std::ops::RangeInclusive;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -7,7 +8,7 @@ use crate::chain::{ClientSettings, Confirmation, EndpointAccess};
 use crate::config::endpoints::{self, Listed, texts};
 use crate::config::reader::{DAY, HOUR, MINUTE, MS, SECOND, Section, http_url, or_off};
 use crate::config::secrets::Places;
-use crate::model::Wei;
+use crate::model::{Gas, Wei};
 use crate::observe::traces::Tracer;
 use crate::policy::admission::AdmissionRules;
 use crate::policy::batch::Batching;
@@ -21,6 +22,9 @@ use crate::stages::lane::{LaneRules, OutagePolicy, Tuning};
 
 /// Prices are stored in 63 bits.
 pub const HIGHEST_FEE: Wei = Wei(9_000_000_000_000_000_000);
+
+/// From what a transaction takes by itself since Amsterdam; before that it is more, which the lane checks.
+pub(super) const GAS_LIMITS: RangeInclusive<Gas> = Gas(12_000)..=Gas(1_000_000_000);
 
 pub(super) fn read(
     mut section: Section<'_>,

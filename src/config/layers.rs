@@ -7,7 +7,10 @@ use config::builder::DefaultState;
 use config::{ConfigBuilder, Environment, File, FileFormat};
 use serde_json::Value;
 
-use crate::config::{DEFAULTS, Faults};
+use crate::config::faults::Faults;
+
+/// The documented file at the repository's root, which is also the defaults.
+pub const DEFAULTS: &str = include_str!("../../worker.toml");
 
 const PREFIX: &str = "CHAINWRITER_";
 /// Variables with the prefix that are no keys: the option `--config`.

@@ -2,7 +2,7 @@
 
 use serde_json::Value;
 
-use crate::config::GAS_LIMITS;
+use crate::config::chain::GAS_LIMITS;
 use crate::config::reader::{Findings, Section, or_off, tables, texts};
 use crate::model::{Gas, Reason, Wei};
 use crate::policy::admission::AdmissionRules;

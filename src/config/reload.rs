@@ -1,16 +1,13 @@
 //! Compares a configuration that has changed with the running one: which keys are taken over, which need a restart.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeSet;
 use std::sync::Arc;
 
-use serde_json::Value;
-use sha2::{Digest, Sha256};
-
-use crate::config::layers::leaves;
-use crate::config::{Faults, Settings};
+use crate::config::faults::Faults;
+use crate::config::fingerprints::FILE;
+use crate::config::settings::Settings;
 use crate::model::Address;
 use crate::policy::batch::Batching;
-use crate::policy::routes::Route;
 
 /// The keys that are taken over while the daemon runs. Nothing of them is kept anywhere else: neither in what is signed or
 /// stored, nor at the broker.
@@ -33,38 +30,9 @@ const AT_RUN_TIME: [&str; 14] = [
 
 /// Those of which all keys are taken over. What was taken in by them before is kept with each request.
 const SECTIONS_AT_RUN_TIME: [&str; 5] = ["write.", "route[", "policy.", "retry.", FILE];
-/// Begins the names of files that routes are made of.
-const FILE: &str = "file ";
-
 fn is_at_run_time(key: &str) -> bool {
     let retires = key.starts_with("signer[") && key.ends_with("].retire");
     AT_RUN_TIME.contains(&key) || SECTIONS_AT_RUN_TIME.iter().any(|section| key.starts_with(section)) || retires
-}
-
-/// A fingerprint of what each key says: enough to see a change, and none of the secrets.
-pub(super) type Prints = BTreeMap<String, [u8; 32]>;
-
-/// Returns the fingerprints of all keys in a table.
-pub(super) fn prints(values: &Value) -> Prints {
-    let print = |(key, value): (String, Value)| (key, Sha256::digest(value.to_string()).into());
-    leaves(values).into_iter().flat_map(each).map(print).collect()
-}
-
-/// Returns the keys of each table in a list of them.
-fn each((key, value): (String, Value)) -> Vec<(String, Value)> {
-    let Some(tables) = value.as_array().filter(|items| items.iter().any(Value::is_object)) else {
-        return vec![(key, value)];
-    };
-    let of = |(number, table): (usize, &Value)| {
-        let parts = leaves(table).into_iter().flat_map(each);
-        parts.map(|(part, value)| (format!("{key}[{number}].{part}"), value)).collect::<Vec<_>>()
-    };
-    (1..).zip(tables).flat_map(of).collect()
-}
-
-/// Returns the fingerprints of the files of routes.
-pub(super) fn files(routes: &[Route]) -> impl Iterator<Item = (String, [u8; 32])> {
-    routes.iter().flat_map(|route| &route.files).map(|(file, print)| (format!("{FILE}{file}"), *print))
 }
 
 /// The running settings after a configuration was read again.

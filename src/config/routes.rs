@@ -7,8 +7,7 @@ use std::time::Duration;
 use serde_json::Value;
 use sha2::{Digest, Sha256};
 
-use crate::config::GAS_LIMITS;
-use crate::config::chain::price_or_off;
+use crate::config::chain::{GAS_LIMITS, price_or_off};
 use crate::config::reader::{DAY, Findings, SECOND, Section, or_off, tables, texts};
 use crate::model::{Gas, GasRule, Wei};
 use crate::policy::abi::{self, Call, Encoding, Errors, Function, Many, Pointer, Source};

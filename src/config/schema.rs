@@ -7,8 +7,7 @@ use std::path::Path;
 use config::Environment;
 use serde_json::{Map, Value, json};
 
-use crate::config::DEFAULTS;
-use crate::config::layers::Layers;
+use crate::config::layers::{DEFAULTS, Layers};
 use crate::config::secrets::Places;
 use crate::config::sections::{Bases, read_all};
 use crate::config::shape::Shapes;

@@ -12,13 +12,12 @@ use tokio::sync::watch;
 use url::Url;
 
 use crate::broker::{Bind, BrokerSettings, Names, Topology, TopologyMode};
+use crate::config::faults::Faults;
+use crate::config::fingerprints::{Prints, files, prints};
 use crate::config::reader::{DAY, Findings, HOUR, MINUTE, MS, SECOND, Section, http_url, or_off, tables, texts};
-use crate::config::reload::{Prints, files, prints};
 use crate::config::secrets::{Places, private_file};
-use crate::config::{
-    Faults, JournalSection, LogFormat, LogSection, Settings, TracesSettings, WorkerSection, access, bind, chain,
-    policy, routes, signers,
-};
+use crate::config::settings::{JournalSection, LogFormat, LogSection, Settings, TracesSettings, WorkerSection};
+use crate::config::{access, bind, chain, policy, routes, signers};
 use crate::journal::JournalAddress;
 use crate::model::event::source_of;
 use crate::observe::traces::{ExporterSettings, Sampling, Tracer};
