@@ -19,7 +19,7 @@ use crate::model::{RawTransaction, TxHash};
 use crate::observe::traces::Traced;
 use crate::policy::classify::{ErrorTable, SendMeaning};
 
-/// How much longer than the first endpoint the others may take. Their failures do not fail the call.
+/// Lets the others take this much longer than the first endpoint. Their failures do not fail the call.
 const GRACE: Duration = Duration::from_secs(3);
 
 impl NodeClient {

@@ -4,7 +4,7 @@ use jsonrpc_core::Value;
 use serde_json::json;
 
 use crate::chain::endpoint::{Endpoint, MethodCall};
-use crate::chain::{BlockTag, Call, Header, Result, answers};
+use crate::chain::{BlockTag, Call, Header, Result, answers, scalars};
 use crate::model::{Nonce, Wei};
 
 pub(super) fn header_call(block: BlockTag) -> MethodCall {
@@ -17,7 +17,7 @@ pub(super) fn read_header(endpoint: &Endpoint, block: Value) -> Result<Option<He
 }
 
 pub(super) fn count(answer: Value) -> std::result::Result<Nonce, String> {
-    answers::place(&answer).map(Nonce).ok_or_else(|| format!("transaction count {answer}"))
+    scalars::place(&answer).map(Nonce).ok_or_else(|| format!("transaction count {answer}"))
 }
 
 fn is_hex(digits: &str) -> bool {
@@ -46,5 +46,5 @@ pub(super) fn call_object(call: &Call) -> Value {
 pub(super) fn balance(answer: Value) -> std::result::Result<Wei, String> {
     let digits = answer.as_str().and_then(|text| text.strip_prefix("0x")).filter(|digits| is_hex(digits));
     let wei = digits.map(|digits| Wei(u128::from_str_radix(digits, 16).unwrap_or(u128::MAX)));
-    wei.or_else(|| answers::quantity(&answer).map(Wei)).ok_or_else(|| format!("balance {answer}"))
+    wei.or_else(|| scalars::quantity(&answer).map(Wei)).ok_or_else(|| format!("balance {answer}"))
 }

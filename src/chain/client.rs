@@ -22,7 +22,7 @@ use crate::chain::market::Tip;
 use crate::chain::route::{Endpoints, Route};
 use crate::chain::{
     BlockTag, Call, Chain, ChainError, ClientSettings, Confirmation, CountAt, EndpointAccess, EndpointState, Header,
-    Log, LogQuery, NodeRules, OnTop, Pooled, Receipt, Result, SentInBlock, answers, receipts,
+    Log, LogQuery, NodeRules, OnTop, Pooled, Receipt, Result, SentInBlock, answers, receipts, scalars,
 };
 use crate::model::{Address, BlockHash, BlockNumber, Gas, Nonce, RawTransaction, TxHash, Wei};
 use crate::observe::metrics::ChainMeter;
@@ -329,7 +329,7 @@ impl Chain for NodeClient {
             span: span.clone(),
         });
         let read = |endpoint: &Endpoint, answer: Value| {
-            answers::amount(&answer).map(Gas).ok_or_else(|| endpoint.nonsense(format!("gas estimate {answer}")))
+            scalars::amount(&answer).map(Gas).ok_or_else(|| endpoint.nonsense(format!("gas estimate {answer}")))
         };
         self.ask_each(&calls.collect::<Vec<_>>(), read, |error| self.has_run(error)).await
     }
@@ -341,7 +341,7 @@ impl Chain for NodeClient {
     async fn call(&self, call: &Call, block: BlockNumber) -> Result<Bytes> {
         let call = [MethodCall::new("eth_call", vec![call_object(call), tag(BlockTag::Number(block))])];
         let read = |endpoint: &Endpoint, answer: Value| {
-            answers::bytes(&answer).ok_or_else(|| endpoint.nonsense(format!("call result {answer}")))
+            scalars::bytes(&answer).ok_or_else(|| endpoint.nonsense(format!("call result {answer}")))
         };
         let mut answers = self.ask_each(&call, read, |error| self.has_run(error)).await;
         answers.pop().unwrap_or_else(|| Err(Route::new(&self.endpoints).failure()))

@@ -13,7 +13,7 @@ use crate::chain::faults::{call_result, refused, result_of};
 use crate::chain::health::{Health, LONG_REST};
 use crate::chain::lacks::{Failing, Lacks};
 use crate::chain::pace::{Pace, Turn};
-use crate::chain::{ChainError, Header, Result, Role, answers};
+use crate::chain::{ChainError, Header, Result, Role, answers, scalars};
 use crate::model::text::cleaned;
 use crate::observe::metrics::{CallResult, ChainMeter, Method};
 use crate::observe::traces::{SpanContext, Tracer};
@@ -39,7 +39,7 @@ impl MethodCall {
     }
 }
 
-/// Whether calls may overtake each other.
+/// Says whether calls may overtake each other.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Order {
     Any,
@@ -80,7 +80,7 @@ pub(super) struct Endpoint {
     pace: Mutex<Pace>,
     /// The call that showed last that it lacks the state of its newest block.
     lacking_state: Mutex<Option<MethodCall>>,
-    /// When it was last warned of a call that failed while others were answered.
+    /// The last warning of a call that failed while others were answered.
     pub(super) warned_at: Mutex<Option<Instant>>,
     meter: ChainMeter,
     tracer: Tracer,
@@ -173,7 +173,7 @@ impl Endpoint {
     }
 
     pub(super) fn check_chain_id(&self, answer: &Value, expected: u64) -> Result<()> {
-        let found = answers::amount(answer).ok_or_else(|| self.nonsense(format!("chain id {answer}")))?;
+        let found = scalars::amount(answer).ok_or_else(|| self.nonsense(format!("chain id {answer}")))?;
         if found == expected {
             return Ok(());
         }

@@ -7,6 +7,9 @@ use bytes::Bytes;
 use crate::model::PauseReason;
 use crate::model::text::counted;
 
+/// Runs calls on top of others, where a node has it.
+pub(super) const SIMULATE: &str = "eth_simulateV1";
+
 /// Why a node did not answer what was asked.
 #[derive(Debug, Clone, thiserror::Error)]
 pub enum ChainError {
@@ -35,7 +38,7 @@ pub enum ChainError {
     #[error("{endpoint} asks for fewer calls")]
     RateLimited {
         endpoint: String,
-        /// How long to wait, if the node said so.
+        /// The wait that the node asks for, if it says so.
         retry_after: Option<Duration>,
     },
     /// The node says that it is still catching up.
@@ -132,4 +135,9 @@ pub fn known<T>(answer: Result<T>) -> Result<Option<T>> {
             | ChainError::WrongChain { .. }),
         ) => Err(error),
     }
+}
+
+/// Returns the error of a chain on which nothing is simulated on top of transactions.
+pub(super) fn unsupported() -> ChainError {
+    ChainError::Nonsense { endpoint: "no endpoint".to_owned(), detail: format!("{SIMULATE} is not answered") }
 }

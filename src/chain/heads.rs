@@ -24,7 +24,7 @@ const LIMIT: Duration = Duration::from_secs(10);
 const QUIET: Duration = Duration::from_secs(30);
 /// Bytes of a server's words that are shown.
 const MOST_SAID: usize = 200;
-/// Pauses between connections.
+/// The shortest and the longest pause between connections.
 const PAUSE: (Duration, Duration) = (Duration::from_secs(1), Duration::from_secs(60));
 
 /// The endpoints that announce blocks.

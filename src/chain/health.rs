@@ -22,11 +22,11 @@ pub(super) const HEAD_MEMORY: Duration = Duration::from_secs(30);
 
 #[derive(Debug)]
 pub(super) struct Health {
-    /// When its chain id was checked last; `None` since it failed.
+    /// The last check of its chain id; `None` since that failed.
     verified_at: Option<Instant>,
     /// The newest block that it has reported, and when.
     head: Option<(BlockNumber, Instant)>,
-    /// When that was higher than the one before.
+    /// The last time at which that was higher than the one before.
     advanced_at: Option<Instant>,
     /// Blocks behind the best head at the last comparison.
     behind: u64,
@@ -34,7 +34,7 @@ pub(super) struct Health {
     rests_until: Option<Instant>,
     last_error: Option<ChainError>,
     pause: RetryPauses,
-    /// When a failure was last worth a line, and whether its end is.
+    /// The last failure that was worth a line, and whether its end is.
     logged_at: Option<Instant>,
     is_logged: bool,
 }

@@ -5,7 +5,7 @@ use jsonrpc_core::Value;
 use serde_json::json;
 
 use crate::chain::route::Route;
-use crate::chain::{Chain, ChainError, CountAt, NodeClient, Result, answers};
+use crate::chain::{Chain, ChainError, CountAt, NodeClient, Result, answers, scalars};
 use crate::model::{Address, BlockNumber, Gas, Nonce, TxHash};
 use crate::policy::classify::is_missing_method;
 
@@ -18,7 +18,7 @@ impl NodeClient {
     /// Returns the code of the contract at this address; empty where there is none.
     pub async fn code(&self, address: Address) -> Result<Bytes> {
         self.ask("eth_getCode", vec![json!(address), json!("latest")], |answer: Value| {
-            let code = if answer.is_null() { Some(Bytes::new()) } else { answers::bytes(&answer) };
+            let code = if answer.is_null() { Some(Bytes::new()) } else { scalars::bytes(&answer) };
             code.ok_or_else(|| format!("code {answer}"))
         })
         .await
@@ -50,7 +50,7 @@ impl NodeClient {
     pub async fn estimate_creation(&self, from: Address, code: &[u8]) -> Result<Gas> {
         let call = json!({ "from": from, "data": format!("0x{}", hex::encode(code)) });
         self.ask("eth_estimateGas", vec![call, json!("latest")], |answer: Value| {
-            answers::amount(&answer).map(Gas).ok_or_else(|| format!("gas estimate {answer}"))
+            scalars::amount(&answer).map(Gas).ok_or_else(|| format!("gas estimate {answer}"))
         })
         .await
     }

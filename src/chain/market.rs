@@ -4,7 +4,7 @@ use jsonrpc_core::Value;
 use serde_json::json;
 
 use crate::chain::endpoint::{Endpoint, MethodCall, Order};
-use crate::chain::{ChainError, Header, Result, answers};
+use crate::chain::{ChainError, Header, Result, scalars};
 use crate::model::Wei;
 use crate::policy::fee::Market;
 
@@ -73,7 +73,7 @@ fn calls(head: &Header, percentile: u8) -> Vec<MethodCall> {
 fn read(head: &Header, answers: &[(&str, Result<Value>)]) -> Result<Market> {
     let of = |method| answers.iter().find(|(asked, _)| *asked == method).map(|(_, answer)| answer);
     let value = |method| of(method).and_then(|answer| answer.as_ref().ok());
-    let quantity = |method| value(method).and_then(answers::quantity).map(Wei);
+    let quantity = |method| value(method).and_then(scalars::quantity).map(Wei);
     match (head.base_fee, quantity(GAS_PRICE)) {
         (Some(base_fee), gas_price) => {
             let history = value(FEE_HISTORY).unwrap_or(&Value::Null);
@@ -96,14 +96,14 @@ fn read(head: &Header, answers: &[(&str, Result<Value>)]) -> Result<Market> {
 fn with_base_fee(base_fee: Wei, gas_price: Option<Wei>, history: &Value, suggested_tip: Option<Wei>) -> Market {
     let next_base_fee = history
         .get("baseFeePerGas")
-        .and_then(|fees| answers::quantity(fees.as_array()?.last()?))
+        .and_then(|fees| scalars::quantity(fees.as_array()?.last()?))
         .map_or_else(|| base_fee.scaled_up(9, 8), Wei);
     let gas_price = gas_price.unwrap_or(next_base_fee);
     let mut tips: Vec<u128> = history
         .get("reward")
         .and_then(Value::as_array)
         .map(|blocks| {
-            blocks.iter().filter_map(|block| answers::quantity(block.get(0)?)).filter(|tip| *tip > 0).collect()
+            blocks.iter().filter_map(|block| scalars::quantity(block.get(0)?)).filter(|tip| *tip > 0).collect()
         })
         .unwrap_or_default();
     tips.sort_unstable();

@@ -63,6 +63,7 @@ use crate::model::{Address, BlockHash, BlockNumber, Fee, Gas, Nonce, RawTransact
 use crate::observe::traces::Traced;
 use crate::policy::fee::Market;
 use crate::policy::finality::FinalityRule;
+use crate::policy::forks::Forks;
 
 mod access;
 pub(crate) mod answers;
@@ -88,6 +89,7 @@ mod pooled;
 mod receipts;
 mod route;
 mod rules;
+mod scalars;
 mod settings;
 mod signature;
 mod single_calls;
@@ -99,7 +101,6 @@ pub use client::NodeClient;
 pub use error::{ChainError, Result, known};
 #[cfg(test)]
 pub(crate) use faults::refused;
-pub use rules::NodeRules;
 pub use settings::{ClientSettings, Confirmation};
 
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -159,7 +160,7 @@ impl Receipt {
     }
 }
 
-/// What one account sent in one block.
+/// Holds what one account sent in one block.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct SentInBlock {
     pub number: BlockNumber,
@@ -199,6 +200,15 @@ pub struct Pooled {
     pub fee: Option<Fee>,
 }
 
+/// Holds what is known before any transaction is refused. A node that does not say it is no worse.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct NodeRules {
+    /// By `eth_config` (EIP-7910).
+    pub forks: Option<Forks>,
+    /// The most bytes of a transaction that any endpoint takes.
+    pub most_bytes: Option<u64>,
+}
+
 /// A call without a signature, to estimate or to explain.
 #[derive(Debug, Clone)]
 pub struct Call {
@@ -226,9 +236,9 @@ pub struct LogQuery {
     pub contract: Address,
     /// The topics that match at each place; an empty list matches any.
     pub topics: Vec<Vec<Topic>>,
-    /// The lowest block.
+    /// The lowest block, which is included.
     pub from: BlockNumber,
-    /// The highest block.
+    /// The highest block, which is included.
     pub to: BlockNumber,
 }
 
@@ -240,7 +250,7 @@ pub struct Log {
     pub inclusion: Inclusion,
 }
 
-/// How an endpoint stands; `/status` shows it like this.
+/// Shows an endpoint; `/status` has the same form.
 #[derive(Debug, Clone, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
 pub struct EndpointState {
     #[serde(rename = "endpoint")]
@@ -313,7 +323,7 @@ pub trait Chain: Send + Sync {
     /// no endpoint simulates this.
     async fn estimate_on_top(&self, on_top: &OnTop) -> Result<Gas> {
         let _ = on_top;
-        Err(on_top::unsupported())
+        Err(error::unsupported())
     }
 
     /// Runs a call on the state after this block. The error of a reverted call holds its revert data.

@@ -7,12 +7,12 @@ use serde_json::json;
 use crate::chain::calls::call_object;
 use crate::chain::client::NodeClient;
 use crate::chain::endpoint::{Endpoint, MethodCall, Order};
+use crate::chain::error::{SIMULATE, unsupported};
 use crate::chain::faults::first_failure;
 use crate::chain::route::Route;
-use crate::chain::{Call, ChainError, OnTop, Result, answers};
+use crate::chain::{Call, ChainError, OnTop, Result, answers, scalars};
 use crate::model::Gas;
 
-const SIMULATE: &str = "eth_simulateV1";
 /// Holds what a call may need beyond the gas that it used, as a percentage of that: nothing; what calls of calls keep back (EIP-150) and
 /// refunds hide (EIP-3529); and more.
 const SHARES: [u64; 3] = [100, 135, 200];
@@ -53,11 +53,6 @@ impl NodeClient {
     }
 }
 
-/// Returns the error of a chain on which nothing is simulated on top of transactions.
-pub(super) fn unsupported() -> ChainError {
-    ChainError::Nonsense { endpoint: "no endpoint".to_owned(), detail: format!("{SIMULATE} is not answered") }
-}
-
 impl Endpoint {
     /// Runs the call with all gas that there is, and then with less: what it used may not be enough to run.
     async fn simulate(&self, on_top: &OnTop) -> Result<Ran> {
@@ -90,9 +85,9 @@ impl Endpoint {
 fn outcome(call: &Value) -> Option<Ran> {
     let error = call.get("error").filter(|error| !error.is_null());
     let status = call.get("status")?;
-    let has_run = status.as_bool().or_else(|| Some(answers::quantity(status)? == 1))?;
+    let has_run = status.as_bool().or_else(|| Some(scalars::quantity(status)? == 1))?;
     if has_run && error.is_none() {
-        return answers::amount(call.get("gasUsed")?).map(|gas| Ran::Used(Gas(gas)));
+        return scalars::amount(call.get("gasUsed")?).map(|gas| Ran::Used(Gas(gas)));
     }
     let error = error?;
     let of_call = call.get("returnData").filter(|data| data.as_str().is_some_and(|text| text.len() > 2));

@@ -20,7 +20,7 @@ const LEAST: f64 = 0.1;
 const SLOWER: f64 = 0.85;
 /// Refusals within this count as one: the calls were under way together.
 const TOGETHER: Duration = Duration::from_millis(500);
-/// How often the pace rises.
+/// The interval between two rises of the pace.
 const GROWS_EVERY: Duration = Duration::from_millis(500);
 /// Factors of a rise: near the pace that is known to be too fast, far from it, and where none is known.
 const FASTER: (f64, f64, f64) = (1.01, 1.2, 1.5);
@@ -37,12 +37,12 @@ const WAIT: (Duration, Duration) = (Duration::from_millis(200), Duration::from_s
 
 #[derive(Debug, Default)]
 pub(super) struct Pace {
-    /// When calls were answered, and how many, lately.
+    /// The last answers: their time, and how many calls they answered.
     answered: VecDeque<(Instant, usize)>,
     limit: Option<Limit>,
     /// Calls a second at most, where that is configured.
     most: Option<f64>,
-    /// How long an answer takes, in seconds.
+    /// The time that an answer takes, in seconds.
     takes: f64,
 }
 
@@ -53,12 +53,12 @@ struct Limit {
     too_fast: Option<f64>,
     /// Most calls in one request.
     longest: f64,
-    /// When the next call has its turn.
+    /// The turn of the next call.
     turn: Instant,
     /// Nothing is sent before it.
     not_before: Instant,
     refused_at: Instant,
-    /// When a refusal made it slower.
+    /// The last refusal that made it slower.
     slowed_at: Instant,
     changed_at: Instant,
     /// Calls waited for their turn since the last rise: a faster pace would be of use.

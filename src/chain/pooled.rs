@@ -4,7 +4,7 @@ use jsonrpc_core::Value;
 use serde_json::json;
 
 use crate::chain::client::NodeClient;
-use crate::chain::{ChainError, Pooled, Result, answers};
+use crate::chain::{ChainError, Pooled, Result, scalars};
 use crate::model::{Address, Fee, Nonce, TxHash, Wei};
 
 impl NodeClient {
@@ -20,7 +20,7 @@ impl NodeClient {
         let is_it = |transaction: &&Value| {
             let sender = transaction.get("from").and_then(Value::as_str);
             let sender = sender.and_then(|text| text.to_lowercase().parse().ok());
-            let at = transaction.get("nonce").and_then(answers::place);
+            let at = transaction.get("nonce").and_then(scalars::place);
             sender == Some(account) && at == Some(nonce.0)
         };
         let transactions = pending.get("transactions").and_then(Value::as_array);
@@ -35,7 +35,7 @@ fn at_nonce(content: &Value, nonce: Nonce) -> Option<Pooled> {
 }
 
 fn pooled(transaction: &Value) -> Option<Pooled> {
-    let amount = |name| transaction.get(name).and_then(answers::quantity).map(Wei);
+    let amount = |name| transaction.get(name).and_then(scalars::quantity).map(Wei);
     let tx_hash = transaction.get("hash")?.as_str()?.parse::<TxHash>().ok()?;
     let fee = match (amount("maxFeePerGas"), amount("maxPriorityFeePerGas")) {
         (Some(max_fee), Some(tip)) => Some(Fee::Eip1559 { max_fee, tip }),

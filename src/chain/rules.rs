@@ -6,23 +6,15 @@ use futures_util::future::join_all;
 use jsonrpc_core::Value;
 use tokio::time::timeout;
 
-use crate::chain::NodeClient;
+use crate::chain::NodeRules;
+use crate::chain::client::NodeClient;
 use crate::chain::endpoint::Endpoint;
-use crate::policy::forks::{self, Forks};
+use crate::policy::forks;
 
 const CONFIG: &str = "eth_config";
 const PROGRAM: &str = "web3_clientVersion";
 /// For one answer: a lane waits for it.
 const ASK_LIMIT: Duration = Duration::from_secs(2);
-
-/// Holds what is known before any transaction is refused. A node that does not say it is no worse.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
-pub struct NodeRules {
-    /// By `eth_config` (EIP-7910).
-    pub forks: Option<Forks>,
-    /// The most bytes of a transaction that any endpoint takes.
-    pub most_bytes: Option<u64>,
-}
 
 impl NodeClient {
     pub(super) async fn read_rules(&self) -> NodeRules {

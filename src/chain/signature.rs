@@ -5,6 +5,7 @@ use jsonrpc_core::Value;
 use rlp::RlpStream;
 use web3::signing::{keccak256, recover};
 
+use crate::chain::scalars;
 use crate::model::{Address, Nonce, TxHash};
 
 /// First byte of what an authorisation's authority signs (EIP-7702).
@@ -60,7 +61,7 @@ pub(super) fn authorised_by(transaction: &Value, account: Address, chain_id: u64
 
 /// Returns a number of a transaction's fields; the parity of a signature may hold a chain id.
 fn number(value: &Value) -> Option<u64> {
-    u64::try_from(super::answers::quantity(value)?).ok()
+    u64::try_from(scalars::quantity(value)?).ok()
 }
 
 fn authorised(authorisation: &Value, account: Address, chain_id: u64) -> Option<Nonce> {
@@ -101,7 +102,7 @@ fn fields(transaction: &Value, kind: u64) -> Option<Vec<Field>> {
         None | Some(Value::Null) => Vec::new(),
         Some(_) => address(transaction, "to")?,
     };
-    let data = transaction.get("input").or_else(|| transaction.get("data")).and_then(super::answers::bytes)?;
+    let data = transaction.get("input").or_else(|| transaction.get("data")).and_then(scalars::bytes)?;
     let call = [number("gas")?, Field::Bytes(to), number("value")?, Field::Bytes(data.to_vec())];
     let price: &[&str] = match kind {
         0 => &["nonce", "gasPrice"],
@@ -145,12 +146,12 @@ fn authorisation(one: &Value) -> Option<Field> {
 }
 
 fn words(list: &Value) -> Option<Field> {
-    let words = list.as_array()?.iter().map(|word| super::answers::bytes(word).map(|word| Field::Bytes(word.to_vec())));
+    let words = list.as_array()?.iter().map(|word| scalars::bytes(word).map(|word| Field::Bytes(word.to_vec())));
     words.collect::<Option<_>>().map(Field::List)
 }
 
 fn address(of: &Value, name: &str) -> Option<Vec<u8>> {
-    super::answers::bytes(of.get(name)?).map(|address| address.to_vec()).filter(|address| address.len() == 20)
+    scalars::bytes(of.get(name)?).map(|address| address.to_vec()).filter(|address| address.len() == 20)
 }
 
 /// Returns a number of JSON-RPC as RLP has it: without leading zeros.

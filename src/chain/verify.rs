@@ -7,7 +7,7 @@ use serde_json::json;
 use tokio::time::Instant;
 
 use crate::chain::endpoint::{Endpoint, MethodCall};
-use crate::chain::{ChainError, Header, Result, answers};
+use crate::chain::{ChainError, Header, Result, scalars};
 use crate::model::Timestamp;
 use crate::policy::node_texts::is_missing_state;
 
@@ -115,7 +115,7 @@ fn sync_of(answer: &Value) -> Sync {
 }
 
 fn number_of(value: &Value) -> Option<u128> {
-    answers::quantity(value).or_else(|| value.as_str()?.parse().ok())
+    scalars::quantity(value).or_else(|| value.as_str()?.parse().ok())
 }
 
 #[cfg(test)]

@@ -33,7 +33,7 @@ pub struct Answered {
     pub answers: Vec<Answer>,
 }
 
-/// How many transactions go out together.
+/// Limits the transactions that go out together.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum RoundSize {
     Full,

@@ -36,7 +36,7 @@ pub enum HistoryError {
     Holes { found: usize, expected: u64 },
 }
 
-/// What an account has written, as the chain shows it.
+/// Holds what an account has written, as the chain shows it.
 #[derive(Debug)]
 pub struct AccountHistory {
     /// The first nonce in the blocks that were read, or the next one where there is none.
@@ -44,7 +44,7 @@ pub struct AccountHistory {
     pub next_nonce: Nonce,
     /// Number of its transactions in the blocks that were read.
     pub transactions: usize,
-    /// Its successful calls of others.
+    /// The account's successful calls of others.
     pub writes: Vec<RecoveredWrite>,
 }
 

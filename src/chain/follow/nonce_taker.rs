@@ -47,7 +47,7 @@ impl Failures {
     }
 }
 
-/// What took a nonce of the account.
+/// Names what took a nonce of the account.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Taker {
     pub inclusion: Inclusion,
@@ -195,7 +195,7 @@ enum BlockRead {
 enum Lowest {
     /// The count went past the nonce in this block.
     Known(BlockNumber),
-    /// It did so in this block or below it, where no node has the state.
+    /// Took it in this block or below it, where no node has the state.
     AtMost(BlockNumber),
 }
 

@@ -16,9 +16,9 @@ pub struct Search {
     pub contract: Address,
     /// The record, or none for all records.
     pub id: Option<RecordId>,
-    /// The lowest block.
+    /// The lowest block, which is included.
     pub from: BlockNumber,
-    /// The highest block.
+    /// The highest block, which is included.
     pub to: BlockNumber,
     /// Highest number of calls.
     pub calls: u32,

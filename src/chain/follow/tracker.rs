@@ -15,7 +15,7 @@ use crate::policy::finality::{FinalityRule, highest_final};
 const MAX_WALK: u64 = 256;
 /// Blocks read at once: on fast chains further ones come while these are read.
 const READ_AT_ONCE: u64 = 100;
-/// How often blocks far below are read in one step, before others have their turn.
+/// Limits the reads of blocks far below in one step: others have their turn after that.
 const READS: u32 = 4;
 /// Headers kept: beyond the finality of any chain in use, and for hours of an outage.
 const REMEMBERED: usize = 16_384;
@@ -54,7 +54,7 @@ pub struct Tracker {
     unread: BTreeSet<TxHash>,
 }
 
-/// Whether a block that was part of the chain still is.
+/// Says whether a block that was part of the chain still is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Standing {
     Canonical,
@@ -319,7 +319,7 @@ impl Tracker {
     }
 }
 
-/// How a walk down from the newest block ended.
+/// Holds the end of a walk down from the newest block.
 enum Walk {
     /// At a remembered block: the new blocks above it, lowest first.
     Linked(Vec<Header>),
