@@ -1,30 +1,14 @@
-//! The command line: one file for each command, and the exit codes.
+//! The command line: one file or folder for each command. `exit` has the codes, `output` what commands print, `inputs` what
+//! they work with.
 
-use std::borrow::Cow;
-use std::fmt::{self, Display};
-use std::fs::{File, OpenOptions};
-use std::io::{BufRead, BufReader, IsTerminal, Write};
-use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::time::Duration;
 
-use anyhow::Context;
 use clap::{CommandFactory, Parser, Subcommand};
-use indicatif::{ProgressBar, ProgressState, ProgressStyle};
-use serde::Serialize;
 
-use crate::broker::{BrokerError, PublishError};
-use crate::chain::follow::history::HistoryError;
-use crate::chain::follow::record_search::SearchError;
-use crate::chain::{ChainError, NodeClient};
-use crate::config::{self, Faults, Places, Settings, Source};
+use crate::config::{self, Places, Settings, Source};
 use crate::daemon::supervisor::say_why;
-use crate::journal::JournalError;
-use crate::model::Address;
-use crate::model::text::escaped_page;
-use crate::signer::SignerError;
-use operator::{check_reason, operator};
 use unit::Unit;
 
 mod bump;
@@ -38,16 +22,19 @@ mod doctor;
 mod documents;
 mod envelope;
 mod events;
+pub mod exit;
 mod generate;
 mod health;
 mod hold;
 mod init;
+mod inputs;
 mod journal;
 mod key;
 mod log;
 mod logging;
 mod manual;
 mod operator;
+mod output;
 #[cfg(test)]
 mod plain_english;
 mod publish;
@@ -61,34 +48,10 @@ mod unit;
 mod verify;
 mod version;
 
-/// Exit codes, after sysexits.h where it has one.
-pub mod exit {
-    pub const OK: u8 = 0;
-    /// The command line cannot be used.
-    pub const USAGE: u8 = 64;
-    /// Something that the command needs is out of reach: broker, node.
-    pub const UNAVAILABLE: u8 = 69;
-    /// A part of the program failed.
-    pub const SOFTWARE: u8 = 70;
-    /// The journal failed.
-    pub const JOURNAL: u8 = 74;
-    /// This program cannot use the journal as it is, and a restart changes nothing.
-    pub const OTHER_JOURNAL: u8 = 76;
-    /// The configuration has faults.
-    pub const CONFIG: u8 = 78;
-    /// There is no such request, dead letter, record or contract.
-    pub const NOT_FOUND: u8 = 1;
-    /// The request has ended already, and not by being cancelled; or another price makes no sense for it.
-    pub const TOO_LATE: u8 = 2;
-    /// The thing is there, and not as it should be: a record with another content, a contract that a signer may not write to.
-    pub const ANOTHER: u8 = 2;
-    /// Not all of it was done, for reasons that stand with each dead letter; or the operator said no.
-    pub const NOT_ALL: u8 = 2;
-    /// The awaited thing has not come in time; a record is there, and not final yet.
-    pub const STILL_OPEN: u8 = 75;
-    /// Ctrl-C ended it, as shells count that.
-    pub const INTERRUPTED: u8 = 130;
-}
+pub(crate) use exit::{Stop, code_of, stop, text_of};
+pub(crate) use inputs::{address, new_private_file, node_client, open_input};
+pub(crate) use operator::{check_reason, operator};
+pub(crate) use output::{age_text, complain, print, progress, progress_bar, say, spell};
 
 /// Takes messages from a RabbitMQ work queue and writes each one to an EVM chain exactly once.
 #[derive(Debug, Parser)]
@@ -198,23 +161,6 @@ pub fn main() -> ExitCode {
     ExitCode::from(code)
 }
 
-/// Ends a command with a code and a text for standard error, which may be empty.
-#[derive(Debug, thiserror::Error)]
-#[error("{text}")]
-struct Stop {
-    code: u8,
-    text: String,
-}
-
-/// Reads an account's address, in capitals or not.
-fn address(text: &str) -> anyhow::Result<Address> {
-    text.to_lowercase().parse().with_context(|| format!("{text} is no address"))
-}
-
-fn stop(code: u8, text: impl Into<String>) -> anyhow::Error {
-    Stop { code, text: text.into() }.into()
-}
-
 fn dispatch(arguments: Arguments) -> anyhow::Result<u8> {
     if let Command::Key(command) = arguments.command {
         // Its errors are about the file and the password that were named.
@@ -304,121 +250,5 @@ async fn perform(command: Command, settings: Settings, source: Source) -> anyhow
         Command::Contract(command) => contract::run(command, &settings).await,
         Command::Verify(arguments) => verify::run(arguments, settings).await,
         Command::Dead(command) => dead::run(command, &settings).await,
-    }
-}
-
-/// Returns the error, with what led to it where that says more.
-fn text_of(error: &anyhow::Error) -> String {
-    let mut text = error.to_string();
-    for cause in error.chain().skip(1).map(ToString::to_string) {
-        if !text.contains(&cause) {
-            text = format!("{text}: {cause}");
-        }
-    }
-    text
-}
-
-fn code_of(error: &anyhow::Error) -> u8 {
-    let is_out_of_reach = |cause: &(dyn std::error::Error + 'static)| {
-        cause.is::<HistoryError>()
-            || cause.is::<BrokerError>()
-            || cause.is::<PublishError>()
-            || cause.is::<ChainError>()
-            || cause.is::<SearchError>()
-            || cause.is::<SignerError>()
-    };
-    if error.chain().any(|cause| cause.is::<Faults>()) {
-        exit::CONFIG
-    } else if let Some(error) = error.chain().find_map(|cause| cause.downcast_ref::<JournalError>()) {
-        if error.is_final() { exit::OTHER_JOURNAL } else { exit::JOURNAL }
-    } else if error.chain().any(is_out_of_reach) {
-        exit::UNAVAILABLE
-    } else {
-        exit::SOFTWARE
-    }
-}
-
-/// Returns a progress bar that counts to `total`.
-fn progress_bar(total: u64, doing: impl Into<Cow<'static, str>>) -> ProgressBar {
-    progress(ProgressBar::new(total), "{msg} {bar:30} {pos}/{len}, {elapsed}").with_message(doing)
-}
-
-/// Returns the bar with this style, hidden if standard error is no terminal.
-fn progress(bar: ProgressBar, template: &str) -> ProgressBar {
-    let rate = |state: &ProgressState, to: &mut dyn fmt::Write| {
-        let _ = write!(to, "{:.0}/s", state.per_sec());
-    };
-    let style = ProgressStyle::with_template(template).unwrap_or_else(|_| ProgressStyle::default_bar());
-    let style = style.with_key("rate", rate);
-    if std::io::stderr().is_terminal() { bar.with_style(style) } else { ProgressBar::hidden() }
-}
-
-/// Spells a duration in whole seconds, all of its units.
-fn spell(duration: Duration) -> String {
-    humantime::format_duration(Duration::from_secs(duration.as_secs())).to_string()
-}
-
-/// Spells an age by its two largest units.
-fn age_text(age: Option<Duration>) -> String {
-    let Some(age) = age else { return "?".to_owned() };
-    let seconds = age.as_secs();
-    let (days, hours, minutes) = (seconds / 86_400, seconds / 3600 % 24, seconds / 60 % 60);
-    match (days, hours, minutes) {
-        (0, 0, 0) => format!("{seconds}s"),
-        (0, 0, _) => format!("{minutes}m {}s", seconds % 60),
-        (0, ..) => format!("{hours}h {minutes}m"),
-        _ => format!("{days}d {hours}h"),
-    }
-}
-
-/// Prints one line to standard output. A closed pipe (`… | head`) is no error.
-fn say(line: impl Display) {
-    let _ = writeln!(std::io::stdout(), "{}", escaped_page(&line.to_string()));
-}
-
-/// Prints a line to standard error, since standard output may be read by a program.
-fn complain(line: impl Display) {
-    let _ = writeln!(std::io::stderr(), "{}", escaped_page(&line.to_string()));
-}
-
-/// Prints a document as JSON, or its text.
-fn print(json: bool, document: &impl Serialize, text: impl FnOnce() -> String) -> anyhow::Result<()> {
-    if json {
-        say(serde_json::to_string_pretty(document)?)
-    } else {
-        say(text().trim_end())
-    }
-    Ok(())
-}
-
-/// Creates a file that only this user may read. An existing file is an error.
-fn new_private_file(path: &Path) -> anyhow::Result<File> {
-    let file = OpenOptions::new().write(true).create_new(true).mode(0o600).open(path);
-    file.with_context(|| format!("cannot make {}", path.display()))
-}
-
-/// Opens a file, or standard input for "-".
-fn open_input(file: &str) -> anyhow::Result<Box<dyn BufRead>> {
-    Ok(match file {
-        "-" => Box::new(BufReader::new(std::io::stdin())),
-        path => Box::new(BufReader::new(File::open(path).with_context(|| format!("cannot read {path}"))?)),
-    })
-}
-
-/// Connects to nothing yet.
-fn node_client(settings: &Settings) -> anyhow::Result<NodeClient> {
-    NodeClient::new(&settings.chain).context("cannot make the HTTP client")
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn ages_show_their_two_largest_units() {
-        for (seconds, text) in [(0, "0s"), (59, "59s"), (61, "1m 1s"), (3600, "1h 0m"), (90_061, "1d 1h")] {
-            assert_eq!(age_text(Some(Duration::from_secs(seconds))), text);
-        }
-        assert_eq!(age_text(None), "?");
     }
 }

@@ -7,7 +7,7 @@ use crate::cli::{exit, stop};
 use crate::model::Operator;
 
 /// Returns who runs this command: the process's user, the one who called it by sudo, and the host.
-pub(super) fn operator() -> Operator {
+pub(crate) fn operator() -> Operator {
     let own = fs::metadata("/proc/self").map(|process| process.uid()).ok();
     let named = own.and_then(|uid| name_of(&fs::read_to_string("/etc/passwd").ok()?, uid));
     let user = named.or_else(|| set("USER")).or_else(|| set("LOGNAME"));
@@ -21,7 +21,7 @@ pub(super) fn operator() -> Operator {
 /// Longer reasons of operators are refused: they go into a header.
 const LONGEST_REASON_BYTES: usize = 512;
 
-pub(super) fn check_reason(reason: &str) -> anyhow::Result<()> {
+pub(crate) fn check_reason(reason: &str) -> anyhow::Result<()> {
     if reason.len() > LONGEST_REASON_BYTES {
         let fault = format!("the reason is longer than {LONGEST_REASON_BYTES} bytes; make it shorter");
         return Err(stop(exit::USAGE, fault));

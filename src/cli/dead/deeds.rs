@@ -10,8 +10,8 @@ use serde_json::json;
 
 use crate::broker::{RawLetter, Seen};
 use crate::cli::dead::list::item_json;
+use crate::cli::dead::options::{plain, print};
 use crate::cli::dead::session::{LetterSession, Queue, remark};
-use crate::cli::dead::{plain, print};
 use crate::cli::{exit, progress_bar};
 use crate::journal::{Deed, LetterDeed};
 use crate::model::Timestamp;

@@ -7,8 +7,9 @@ use clap::Args;
 
 use crate::broker::RawLetter;
 use crate::cli::dead::deeds::{Outcome, act, record};
+use crate::cli::dead::options::{ChangeOptions, Named, confirm, pair, plain};
 use crate::cli::dead::session::{LetterSession, none_found, remark};
-use crate::cli::dead::{ChangeOptions, Named, confirm, editor, pair, plain, sheet};
+use crate::cli::dead::{editor, sheet};
 use crate::cli::{check_reason, complain, exit, open_input, say, stop};
 use crate::config::Settings;
 use crate::journal::Deed;

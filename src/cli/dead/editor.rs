@@ -8,7 +8,8 @@ use std::process::Command;
 
 use anyhow::{Context, ensure};
 
-use crate::cli::dead::{confirm, plain, sheet};
+use crate::cli::dead::options::{confirm, plain};
+use crate::cli::dead::sheet;
 use crate::cli::{complain, new_private_file};
 use crate::model::Message;
 use crate::policy::letters::Letter;

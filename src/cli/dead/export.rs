@@ -9,8 +9,8 @@ use clap::Args;
 use serde_json::json;
 
 use crate::broker::RawLetter;
+use crate::cli::dead::options::{Which, check_selection, confirm, letters_text};
 use crate::cli::dead::session::{Queue, remark};
-use crate::cli::dead::{Which, check_selection, confirm, letters_text};
 use crate::cli::{complain, exit, new_private_file, say, stop};
 use crate::config::Settings;
 use crate::model::Timestamp;

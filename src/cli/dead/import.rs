@@ -8,8 +8,8 @@ use clap::Args;
 use serde_json::json;
 
 use crate::broker::RawLetter;
+use crate::cli::dead::options::{letters_text, plain, print};
 use crate::cli::dead::session::{Queue, remark};
-use crate::cli::dead::{letters_text, plain, print};
 use crate::cli::{complain, exit, open_input};
 use crate::config::Settings;
 use crate::policy::letters::{Letter, LetterFilter};

@@ -4,8 +4,8 @@ use clap::Args;
 use serde_json::{Value, json};
 
 use crate::broker::Seen;
+use crate::cli::dead::options::{Which, letters_text, plain};
 use crate::cli::dead::session::{Queue, remark};
-use crate::cli::dead::{Which, letters_text, plain};
 use crate::cli::{age_text, exit, say};
 use crate::config::Settings;
 use crate::model::Timestamp;

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use anyhow::Context;
 
 use crate::broker::{Browse, DeadLetters, MOST_LETTERS, RawLetter, Seen, Ticket};
-use crate::cli::dead::{LIMIT, Which, letters_text};
+use crate::cli::dead::options::{LIMIT, Which, letters_text};
 use crate::cli::{Stop, complain, exit, operator, progress_bar, stop};
 use crate::config::Settings;
 use crate::journal::{Actor, History, OperatorsJournal};

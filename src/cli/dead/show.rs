@@ -7,8 +7,8 @@ use serde_json::{Value, json};
 
 use crate::broker::RawLetter;
 use crate::cli::dead::list::item_json;
+use crate::cli::dead::options::{Named, plain};
 use crate::cli::dead::session::{LetterSession, remark};
-use crate::cli::dead::{Named, plain};
 use crate::cli::{age_text, complain, exit, say, status};
 use crate::config::Settings;
 use crate::journal::History;
