@@ -9,6 +9,7 @@ use crate::model::{Cause, Fee, Gas, PauseReason, Purpose, Reason, Wei};
 use crate::policy::fee::{FeeMode, FeeRules, Market, is_underpriced};
 use crate::policy::gas;
 use crate::policy::refusals::{Lack, Lasting};
+use crate::stages::lane::canary::Canary;
 use crate::stages::lane::in_flight::InFlight;
 use crate::stages::lane::learnt::{SIGNED_PER_NONCE, cause_of, corrected_gas};
 use crate::stages::lane::pool_status::{Holder, PoolStatus};
@@ -23,7 +24,7 @@ const RESENT: usize = 64;
 /// Blocks that pass a write over at this many prices above its first one have another reason than the price.
 const RAISES: usize = 4;
 
-/// What is to be done about a transaction that is in no block.
+/// Says what to do about a transaction that is in no block.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) enum Care {
     Wait,
@@ -40,7 +41,7 @@ pub(super) struct Replacement {
     pub(super) fee: Fee,
     /// Why it cancels the write.
     pub(super) cause: Option<Cause>,
-    /// Of a cancellation.
+    /// The gas of a cancellation; a write has its own.
     pub(super) gas: Gas,
 }
 
@@ -75,40 +76,6 @@ enum Need {
     Correct(Gas),
     Price(Price),
     Person(Stuck),
-}
-
-/// Limits the cancellations of refused transactions, lowest nonce first. Where nodes take nothing from the account, more of
-/// them would change nothing: the lowest goes first, and those behind it follow once a node has taken one. A cancellation
-/// never holds up a lower nonce, for which it may itself wait.
-#[derive(Debug, Default)]
-pub(super) struct Canary {
-    is_taken: bool,
-    /// One of those before is open.
-    is_open: bool,
-}
-
-impl Canary {
-    pub(super) fn of<'f>(not_included: impl Iterator<Item = &'f InFlight>) -> Self {
-        let is_taken = not_included.filter(|own| Self::is_one(own)).any(InFlight::is_pooled);
-        Self { is_taken, is_open: false }
-    }
-
-    fn is_one(own: &InFlight) -> bool {
-        own.is_cancelling() && own.wanted_cause().is_none()
-    }
-
-    /// Goes on to those behind it.
-    pub(super) fn pass(&mut self, own: &InFlight) {
-        let is_or_was_one = Self::is_one(own) || own.has_failed_cancellation();
-        self.is_open |= is_or_was_one && matches!(own.pool, PoolStatus::Unknown | PoolStatus::Refused);
-    }
-
-    /// Returns whether one more may be cancelled; counts as its cancellation.
-    fn allows(&mut self) -> bool {
-        let allows = self.is_taken || !self.is_open;
-        self.is_open = true;
-        allows
-    }
 }
 
 impl Term<'_> {
@@ -168,7 +135,7 @@ impl Term<'_> {
 
     fn need_of(&self, place: usize, transaction: &InFlight, market: &Market, canary: &mut Canary) -> Need {
         if transaction.is_cancelling() {
-            if let Some(refusal) = &transaction.refusal {
+            if let Some(refusal) = transaction.refusal() {
                 // The account as a whole is refused, or an outage is of all broadcasts: that is no fault of the request.
                 let is_of_account = refusal.kind.may_be_of_account() && transaction.wanted_cause().is_none();
                 return if is_of_account && !transaction.is_being_sent() {
@@ -207,27 +174,29 @@ impl Term<'_> {
     /// A price changes only for a reason that another price cures: lack of room is none.
     fn need_of_price(&self, place: usize, transaction: &InFlight, market: &Market) -> Option<Price> {
         let newest = transaction.newest().fee;
-        let price = match (transaction.pool, &transaction.refusal) {
-            (PoolStatus::Underpriced(lack), _) => {
+        let price = match &transaction.pool {
+            PoolStatus::Underpriced(lack) => {
                 let is_named = matches!(lack, Lack::Tip(Some(_)) | Lack::Price(Some(_)));
                 let quoted = self.tuning().fees.quote(market).ok();
                 let is_behind =
                     quoted.is_some_and(|quoted| quoted.tip() > newest.tip() || quoted.ceiling() > newest.ceiling());
                 // The lowest finds out what nodes take; the others offer the same then.
-                (is_named || place == 0 || is_behind).then_some(Price::Lacking(lack))
+                (is_named || place == 0 || is_behind).then_some(Price::Lacking(*lack))
             }
-            (PoolStatus::Outbid, _) if transaction.was_taken() => Some(Price::Raised),
-            (PoolStatus::Outbid, _) => transaction.holder.map(Price::Over),
-            (_, Some(Refusal { kind: RefusalKind::Lasting(Lasting::TooExpensive(Some(most))), .. }))
-                if newest.total(self.gas_of(transaction)) > *most =>
-            {
-                Some(Price::Below(*most))
+            PoolStatus::Outbid(_) if transaction.was_taken() => Some(Price::Raised),
+            PoolStatus::Outbid(holder) => holder.map(Price::Over),
+            PoolStatus::Refused(Refusal { kind: RefusalKind::Lasting(Lasting::TooExpensive(most)), .. }) => {
+                match most.filter(|most| newest.total(self.gas_of(transaction)) > *most) {
+                    Some(most) => Some(Price::Below(most)),
+                    // The price is within the cap that the node names, which it has rounded up.
+                    None => FeeRules::without_headroom(newest, market).map(|_| Price::Tightest),
+                }
             }
-            // The price is within the cap that the node names, which it has rounded up.
-            (_, Some(Refusal { kind: RefusalKind::Lasting(Lasting::TooExpensive(_)), .. })) => {
-                FeeRules::without_headroom(newest, market).map(|_| Price::Tightest)
-            }
-            _ => None,
+            PoolStatus::Unknown
+            | PoolStatus::Pooled
+            | PoolStatus::HeldBack(_)
+            | PoolStatus::NonceUsed
+            | PoolStatus::Refused(_) => None,
         };
         let is_late = || is_underpriced(newest, market) || (place == 0 && self.was_passed_over(transaction));
         price.or_else(|| is_late().then_some(Price::Raised))
@@ -235,11 +204,11 @@ impl Term<'_> {
 
     pub(super) fn was_passed_over(&self, transaction: &InFlight) -> bool {
         let head = self.view.height().map_or(0, |head| head.0);
-        let blocks = transaction.waits_since.map_or(0, |since| head.saturating_sub(since.0));
+        let blocks = transaction.wait.since().map_or(0, |since| head.saturating_sub(since.0));
         let tuning = self.tuning();
         tuning.fees.mode != FeeMode::Zero
             && transaction.waits_for_a_block()
-            && transaction.waits_for() >= tuning.replace_after
+            && transaction.wait.lasts() >= tuning.replace_after
             && blocks >= BLOCKS_BEFORE_REPLACING
     }
 
@@ -288,7 +257,7 @@ impl Term<'_> {
     }
 
     fn has_had_patience(&self, transaction: &InFlight) -> bool {
-        transaction.signed_since.elapsed() >= self.tuning().refused_after
+        transaction.wait.signed().elapsed() >= self.tuning().refused_after
     }
 
     /// Returns the price of a new transaction, where that is below what this one offers.

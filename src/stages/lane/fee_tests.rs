@@ -135,7 +135,7 @@ async fn what_a_routes_cap_keeps_out_of_blocks_is_cancelled_after_a_while_and_th
     }
     let first = term.flight.get(Nonce(0)).unwrap();
     assert!(first.signed.iter().filter(|own| own.purpose == Purpose::Write).all(|own| own.fee.ceiling() <= Wei(10)));
-    assert_eq!((first.newest().purpose, first.pool), (Purpose::Cancel, PoolStatus::Pooled));
+    assert_eq!((first.newest().purpose, &first.pool), (Purpose::Cancel, &PoolStatus::Pooled));
     let cause = first.cancel_cause.clone().unwrap();
     assert!(cause.reason == Reason::MaxFee && cause.detail.contains("its route is 10 wei"), "{cause}");
     assert_eq!(paused(&term), None);
@@ -158,8 +158,8 @@ async fn a_least_tip_that_is_known_costs_no_refusal() {
     bench.step(&mut term).await;
     let own = term.flight.get(Nonce(0)).unwrap();
     assert_eq!(
-        (own.signed.len(), own.pool, own.newest().fee),
-        (1, PoolStatus::Pooled, Fee::Eip1559 { max_fee: Wei(44), tip: Wei(30) })
+        (own.signed.len(), &own.pool, own.newest().fee),
+        (1, &PoolStatus::Pooled, Fee::Eip1559 { max_fee: Wei(44), tip: Wei(30) })
     );
 }
 
@@ -178,8 +178,8 @@ async fn a_nodes_fee_cap_without_a_number_is_met_by_offering_no_headroom() {
     }
     let own = term.flight.get(Nonce(0)).unwrap();
     assert_eq!(
-        (own.signed.len(), own.pool, own.newest().fee),
-        (2, PoolStatus::Pooled, Fee::Eip1559 { max_fee: Wei(12), tip: Wei(2) })
+        (own.signed.len(), &own.pool, own.newest().fee),
+        (2, &PoolStatus::Pooled, Fee::Eip1559 { max_fee: Wei(12), tip: Wei(2) })
     );
     assert_eq!(own.newest().purpose, Purpose::Write);
 }

@@ -14,7 +14,6 @@ use crate::policy::fee::{Market, is_underpriced};
 use crate::policy::send_order::SendOrder;
 use crate::policy::send_window::SendWindow;
 use crate::stages::lane::in_flight::InFlight;
-use crate::stages::lane::pool_status::PoolStatus;
 
 /// Bytes of signed transactions that are not final, beyond which nothing new is signed.
 const MOST_BYTES: usize = 32 << 20;
@@ -26,11 +25,11 @@ pub(super) enum Heard {
     Failure(ChainError),
 }
 
-/// What is signed and has not ended.
+/// Holds what is signed and has not ended.
 pub(super) struct Flight {
     by_nonce: BTreeMap<Nonce, InFlight>,
     by_hash: BTreeMap<TxHash, Nonce>,
-    /// How many are in no block, and a nonce below which all are in one.
+    /// The number that is in no block, and a nonce below which all are in one.
     open: usize,
     open_from: Nonce,
     /// Of all signed transactions.
@@ -198,7 +197,7 @@ impl Flight {
 
     /// Lets out at once what was held back for another reason than lack of room.
     pub(super) fn release_held_back(&mut self) {
-        self.not_included_mut().filter(|own| own.pool == PoolStatus::HeldBack).for_each(InFlight::send_again);
+        self.not_included_mut().filter(|own| own.is_held_back()).for_each(InFlight::send_again);
     }
 
     /// No pool has these nonces any more, nor those behind them.
@@ -333,6 +332,7 @@ mod tests {
     use super::*;
     use crate::model::{Timestamp, Wei};
     use crate::stages::lane::fixtures::{hash, live, signed};
+    use crate::stages::lane::pool_status::PoolStatus;
 
     fn flight(nonces: u8) -> Flight {
         let mut flight = Flight::new(4, Broadcaster::unconnected());
@@ -429,7 +429,7 @@ mod tests {
         assert_eq!(flight.to_send(), []);
         flight.record_missing_from(Nonce(1));
         assert_eq!((flight.to_send(), flight.pooled()), (vec![Nonce(1), Nonce(2)], 1));
-        assert_eq!(flight.get(Nonce(1)).unwrap().pool, PoolStatus::HeldBack);
+        assert!(flight.get(Nonce(1)).unwrap().is_held_back());
     }
 
     #[tokio::test(start_paused = true)]

@@ -29,7 +29,7 @@ pub(super) enum Wait {
     Over,
 }
 
-/// What a term knows of foreign use.
+/// Holds what a term knows of foreign use.
 #[derive(Debug)]
 pub(super) struct Foreign {
     pub(super) known: ForeignUse,
@@ -42,7 +42,7 @@ pub(super) struct Foreign {
     wrong: Option<Nonce>,
     /// The first count of an account that the journal has no nonce for, and the block that it was asked for at.
     first: Option<(BlockNumber, Nonce)>,
-    /// What the endpoints say of that count, where they do not agree.
+    /// The endpoints' words about that count, where they do not agree.
     pub(super) disagreement: Option<String>,
     /// The count, pending ones included, that pools had when they were asked first: all below it must be explained.
     pooled: Option<Nonce>,

@@ -23,11 +23,11 @@ pub(super) struct Funds {
     pub(super) least: Wei,
 }
 
-/// What the account can do about a cost.
+/// Says what the account can do about a cost.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Means {
     Pays,
-    /// It pays once what is in flight has got into blocks.
+    /// Pays once what is in flight has got into blocks.
     PaysLater,
     Lacks,
 }
@@ -109,7 +109,9 @@ impl Term<'_> {
             match funds {
                 None => transaction.forgive_unpaid(),
                 // What is in blocks soon may leave enough. Those after the next nonce never are before it.
-                Some(funds) if cost <= funds.balance && funds.committed > funds.balance && !transaction.is_next() => {
+                Some(funds)
+                    if cost <= funds.balance && funds.committed > funds.balance && !transaction.wait.is_next() =>
+                {
                     transaction.forgive_unpaid();
                 }
                 // It costs more than the account has, or more than its gas and value by rules of the chain's own.

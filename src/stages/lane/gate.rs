@@ -19,7 +19,7 @@ use crate::policy::limits::{Limit, Throttled};
 use crate::policy::retry_schedule::RetryPauses;
 use crate::stages::lane::settings::{Held, Throttling};
 
-/// How soon what the node or the signer could not do is tried again.
+/// The shortest and the longest pause before what the node or the signer could not do is tried again.
 const PROBE: (Duration, Duration) = (Duration::from_millis(500), Duration::from_secs(15));
 /// What is in flight may end by another instance's doing, and a clock may be set: limits are checked again after so long
 /// at the latest.
@@ -48,7 +48,7 @@ pub(super) enum Hold {
 pub(super) struct Paused {
     pub(super) reason: PauseReason,
     pub(super) detail: String,
-    /// When it is tried again.
+    /// The time of the next try.
     until: Instant,
     probes: RetryPauses,
     /// A line says that it began, so one says that it ended.
@@ -58,9 +58,9 @@ pub(super) struct Paused {
 /// Decides which pauses get a line in the log.
 #[derive(Default)]
 struct Lines {
-    /// When lines said that a pause began, lately.
+    /// The times of the last lines that a pause began.
     begun: VecDeque<Instant>,
-    /// When a line named each reason last.
+    /// The time of the last line that named each reason.
     named: BTreeMap<PauseReason, Instant>,
     detail: String,
 }
@@ -98,9 +98,9 @@ impl Lines {
 
 struct Throttle {
     limit: Limit,
-    /// When the limit is checked again.
+    /// The time of the next check of the limit.
     until: Instant,
-    /// When there is room, as far as is known.
+    /// The time at which there is room, as far as is known.
     room_at: Option<Timestamp>,
 }
 

@@ -11,17 +11,18 @@ use crate::model::{BlockNumber, Cause, Gas, Nonce, Purpose, Reason, SignedTransa
 use crate::policy::classify::SendMeaning;
 use crate::policy::refusals::{self, Lack};
 use crate::stages::lane::payload::Payload;
-use crate::stages::lane::pool_status::{Holder, PoolStatus};
+use crate::stages::lane::pool_status::{Holder, Observation, PoolStatus};
 use crate::stages::lane::refusal::{Refusal, RefusalKind};
+use crate::stages::lane::wait::Wait;
 
 /// A transaction that nodes have dropped so often is one that no block will take as it stands.
 const DROPS: u32 = 3;
 
-/// Whether the newest signed transaction is with the broadcaster.
+/// Says whether the newest signed transaction is with the broadcaster.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Sending {
     Due,
-    /// It waits for its turn or for the nodes' answer.
+    /// Waits for its turn or for the nodes' answer.
     UnderWay,
     Since(Instant),
 }
@@ -37,26 +38,11 @@ pub(super) struct InFlight {
     pub(super) included: Option<Inclusion>,
     pub(super) pool: PoolStatus,
     sending: Sending,
-    pub(super) refusal: Option<Refusal>,
-    /// When the newest was signed, by the monotonic clock.
-    pub(super) signed_since: Instant,
-    /// The newest block when the newest was first waited for: it was next, and no pool has dropped it since.
-    pub(super) waits_since: Option<BlockNumber>,
-    /// The time of that, not before it was signed.
-    waits_from: Instant,
-    /// A block has come since it was signed, or dropped.
-    has_seen_block: bool,
-    /// The account is not past any nonce before it: it can be in the next block.
-    is_next: bool,
-    /// The time at which the account first was past all before it. A replacement does not change that.
-    next_since: Option<Instant>,
-    /// The words of a node that takes it only after others.
-    pub(super) held_back_for: String,
+    pub(super) wait: Wait,
     /// Since when nodes take it and have lost it by the next time, and how often.
     drops: Option<(Instant, u32)>,
     /// A node had one of ours at this nonce.
     was_taken: bool,
-    pub(super) holder: Option<Holder>,
     /// A node said that the account cannot pay one of ours at this nonce.
     pub(super) was_unpaid: bool,
     /// The newest was signed since the tip of an earlier one was too low.
@@ -72,7 +58,6 @@ pub(super) struct InFlight {
 impl InFlight {
     /// Returns a transaction that no node has heard of, as far as is known.
     pub(super) fn new(payload: Payload, nonce: Nonce, signed: Vec<SignedTransaction>) -> Self {
-        let now = Instant::now();
         Self {
             payload,
             nonce,
@@ -80,17 +65,9 @@ impl InFlight {
             included: None,
             pool: PoolStatus::Unknown,
             sending: Sending::Due,
-            refusal: None,
-            signed_since: now,
-            waits_since: None,
-            waits_from: now,
-            has_seen_block: false,
-            is_next: false,
-            next_since: None,
-            held_back_for: String::new(),
+            wait: Wait::of_age(Duration::ZERO),
             drops: None,
             was_taken: false,
-            holder: None,
             was_unpaid: false,
             has_raised_tip: false,
             cancel_gas: None,
@@ -107,8 +84,7 @@ impl InFlight {
         transaction.cancel_cause = transaction.signed.iter().rev().find_map(|signed| signed.cause.clone());
         let age = now.0.saturating_sub(transaction.newest().signed_at.0);
         let age = Duration::from_millis(u64::try_from(age).unwrap_or(0)).min(oldest);
-        let now = Instant::now();
-        transaction.signed_since = now.checked_sub(age).unwrap_or(now);
+        transaction.wait = Wait::of_age(age);
         transaction
     }
 
@@ -151,21 +127,18 @@ impl InFlight {
             self.drops = None;
             self.cancel_cause = signed.cause.clone().or_else(|| self.cancel_cause.take());
         }
+        let purpose = signed.purpose;
         self.signed.push(signed);
-        // What nodes drop, or refuse for another reason than its price, they may drop or refuse at the next price too.
-        let is_same =
-            self.refusal.as_ref().is_some_and(|refusal| refusal.kind.outlives_price()) && !self.is_cancelling();
-        if !self.is_dropped() && !is_same {
-            self.set_status(PoolStatus::Unknown);
+        // What nodes drop they may drop at the next price too.
+        if !self.is_dropped() {
+            self.observe(Observation::Replaced(purpose));
         }
         self.begin_waiting();
     }
 
     fn begin_waiting(&mut self) {
-        self.holder = None;
         self.sending = Sending::Due;
-        self.signed_since = Instant::now();
-        (self.waits_since, self.has_seen_block) = (None, false);
+        self.wait.begin();
     }
 
     /// Sends again what was signed before for this purpose. The journal has it, and every hash stays watched.
@@ -174,7 +147,7 @@ impl InFlight {
             let again = self.signed.remove(place);
             self.signed.push(again);
             self.failed_cancellations += u32::from(purpose == Purpose::Write);
-            self.set_status(PoolStatus::Unknown);
+            self.observe(Observation::Switched);
             self.begin_waiting();
         }
     }
@@ -226,22 +199,15 @@ impl InFlight {
 
     /// Nodes that answered with its hash may have kept it or not: one before it is missing. It goes out again after that.
     pub(super) fn came_early(&mut self) {
-        if self.is_pooled() {
-            self.pool = PoolStatus::Unknown;
-        }
+        self.observe(Observation::Early);
         self.send_again();
     }
 
-    /// It waits for a block anew: no pool has it, or may not have had it until now.
-    pub(super) fn restart_wait(&mut self) {
-        (self.waits_since, self.has_seen_block) = (None, true);
-    }
-
-    /// No pool has it any more. It goes out again at the same price: lack of room is no reason for a higher one.
+    /// No pool has it any more.
     pub(super) fn record_missing(&mut self) {
         if self.is_pooled() {
-            self.pool = PoolStatus::HeldBack;
-            self.restart_wait();
+            self.observe(Observation::Missing);
+            self.wait.restart();
             self.send_again();
         }
     }
@@ -251,10 +217,18 @@ impl InFlight {
         self.pool == PoolStatus::Pooled
     }
 
-    /// A node shows one of ours at this nonce.
-    pub(super) fn record_taken(&mut self) {
-        self.was_taken = true;
-        self.holder = None;
+    /// Returns whether nodes may take it after the next block, at its price.
+    pub(super) fn is_held_back(&self) -> bool {
+        matches!(self.pool, PoolStatus::HeldBack(_))
+    }
+
+    /// Records what a node shows at the nonce of an outbid one: one of ours, or a foreign transaction.
+    pub(super) fn record_holder(&mut self, holder: Holder) {
+        if holder.found.is_some_and(|found| self.hashes().any(|own| own == found.tx_hash)) {
+            self.was_taken = true;
+        } else {
+            self.observe(Observation::HolderSought(holder));
+        }
     }
 
     /// Returns whether a node has one of ours at this nonce, or had it in this term.
@@ -262,30 +236,14 @@ impl InFlight {
         self.was_taken
     }
 
-    /// Returns whether it can be in the next block, as far as nonces go.
-    pub(super) fn is_next(&self) -> bool {
-        self.is_next
-    }
-
     /// Returns whether a higher price might get it in: a node has the newest, or had it, and no block does.
     pub(super) fn waits_for_a_block(&self) -> bool {
-        self.is_next && (self.is_pooled() || self.is_dropped())
-    }
-
-    /// Returns for how long it has been next, and in a pool as far as is known.
-    pub(super) fn waits_for(&self) -> Duration {
-        self.waits_from.elapsed()
-    }
-
-    /// Returns whether it has been next for so long, with any price, and blocks came meanwhile.
-    pub(super) fn has_been_next_for(&self, patience: Duration, head: BlockNumber) -> bool {
-        let blocks = self.waits_since.map_or(0, |since| head.0.saturating_sub(since.0));
-        blocks > 0 && self.next_since.is_some_and(|since| since.elapsed() >= patience)
+        self.wait.is_next() && (self.is_pooled() || self.is_dropped())
     }
 
     /// Returns the refusal that a cancellation ends.
     pub(super) fn final_refusal(&self, patience: Duration, now: Instant) -> Option<&Refusal> {
-        self.refusal.as_ref().filter(|refusal| refusal.is_final(patience, now))
+        self.refusal().filter(|refusal| refusal.is_final(patience, now))
     }
 
     /// Returns whether the newest is to be sent (again).
@@ -313,71 +271,73 @@ impl InFlight {
         if times >= DROPS {
             let answer = format!("nodes took it {times} times and dropped it each time before it got into a block");
             warn!(request.id = %self.payload.requests.first.id, tx.nonce = %self.nonce, "{answer}");
-            self.pool = PoolStatus::Refused;
-            self.refusal = Some(Refusal::of_drops(since, answer, times));
+            self.observe(Observation::DroppedOften { since, times, words: &answer });
         }
     }
 
     /// Applies a node's answer about the newest.
     pub(super) fn record_answer(&mut self, meaning: SendMeaning, text: &str, now: Instant) {
-        match meaning {
+        let refused = |kind| Observation::Refused { kind, words: text, at: now };
+        let observation = match meaning {
             SendMeaning::AlreadyKnown => {
                 self.was_taken = true;
-                self.holder = None;
-                if !self.is_dropped() {
-                    self.set_status(PoolStatus::Pooled);
+                if self.is_dropped() {
+                    return;
                 }
+                Observation::Taken
             }
-            SendMeaning::NonceTooLow => self.set_status(PoolStatus::NonceUsed),
-            SendMeaning::Underpriced => self.set_status(PoolStatus::Underpriced(refusals::lack(text))),
-            SendMeaning::ReplacementUnderpriced => self.set_status(PoolStatus::Outbid),
-            SendMeaning::Refused => {
-                let kind = refusals::lasting(text).map_or(RefusalKind::Passing, RefusalKind::Lasting);
-                self.record_refusal(kind, text, now);
-            }
-            SendMeaning::Unknown => self.record_refusal(RefusalKind::Unknown, text, now),
+            SendMeaning::NonceTooLow => Observation::NonceUsed,
+            SendMeaning::Underpriced => Observation::Underpriced(refusals::lack(text)),
+            SendMeaning::ReplacementUnderpriced => Observation::Outbid,
+            SendMeaning::Refused => refused(refusals::lasting(text).map_or(RefusalKind::Passing, RefusalKind::Lasting)),
+            SendMeaning::Unknown => refused(RefusalKind::Unknown),
             // The chain may refuse the account, or what this one calls: its cancellation shows which.
-            SendMeaning::NotPermitted => self.record_refusal(RefusalKind::NotPermitted, text, now),
+            SendMeaning::NotPermitted => refused(RefusalKind::NotPermitted),
             SendMeaning::NonceTooHigh | SendMeaning::PoolFull => {
                 debug!(tx.nonce = %self.nonce, answer = text, "the node takes it after others");
-                // The balance may have been wrong when a node said that, and this answer does not repeat it.
-                self.forgive_unpaid();
-                if self.refusal.is_none() {
-                    self.pool = PoolStatus::HeldBack;
-                    text.clone_into(&mut self.held_back_for);
-                }
+                Observation::Later(text)
             }
             SendMeaning::InsufficientFunds
             | SendMeaning::Syncing
             | SendMeaning::WrongChain
-            | SendMeaning::RateLimited => debug!(tx.nonce = %self.nonce, answer = text, "the node takes it later"),
-        }
+            | SendMeaning::RateLimited => {
+                debug!(tx.nonce = %self.nonce, answer = text, "the node takes it later");
+                return;
+            }
+        };
+        self.observe(observation);
     }
 
     /// Records that nodes failed at the newest as in an outage. While they answer other calls (`others_answered`) the fault may
     /// be its own, so it counts as a refusal.
     pub(super) fn record_failure(&mut self, text: &str, others_answered: bool, now: Instant) {
-        if others_answered && !matches!(self.pool, PoolStatus::Pooled | PoolStatus::NonceUsed) {
-            self.record_refusal(RefusalKind::Unanswered, text, now);
-        } else if !others_answered && self.refusal.take_if(|refusal| refusal.kind == RefusalKind::Unanswered).is_some()
-        {
-            self.pool = PoolStatus::Unknown;
+        self.observe(Observation::Failed { words: text, at: now, others_answered });
+    }
+
+    /// Applies what was seen, and logs the refusal that begins with it.
+    fn observe(&mut self, observation: Observation<'_>) {
+        let before = std::mem::replace(&mut self.pool, PoolStatus::Unknown);
+        let known = before.refusal().map(|refusal| refusal.kind);
+        self.pool = before.next(observation);
+        let (refused, words) = if let Observation::Refused { kind, words, .. } = observation {
+            (kind, words)
+        } else if let Observation::Unpaid { words, .. } = observation {
+            (RefusalKind::Unpaid, words)
+        } else if let Observation::Failed { words, others_answered: true, .. } = observation {
+            (RefusalKind::Unanswered, words)
+        } else {
+            return;
+        };
+        // That it cannot be paid does not end a refusal of its own.
+        let is_refused = self.refusal().is_some_and(|now| refused != RefusalKind::Unpaid || now.kind == refused);
+        if is_refused && known != Some(refused) {
+            self.log_refusal(refused, words);
         }
     }
 
-    /// Sets what is known of the newest, which is no refusal of it.
-    fn set_status(&mut self, status: PoolStatus) {
-        self.pool = status;
-        self.refusal = None;
-    }
-
-    fn record_refusal(&mut self, kind: RefusalKind, text: &str, now: Instant) {
-        let before = self.refusal.take();
-        if before.as_ref().is_none_or(|before| before.kind != kind) {
-            self.log_refusal(kind, text);
-        }
-        self.refusal = Some(Refusal::after(before, kind, text, now));
-        self.pool = PoolStatus::Refused;
+    /// Returns the refusals of the newest signed transaction, while the last answers are refusals.
+    pub(super) fn refusal(&self) -> Option<&Refusal> {
+        self.pool.refusal()
     }
 
     fn log_refusal(&self, kind: RefusalKind, text: &str) {
@@ -396,39 +356,20 @@ impl InFlight {
     /// Records that a node will not take it, since it alone costs more than the account can pay.
     pub(super) fn record_unpaid(&mut self, text: &str, now: Instant) {
         self.was_unpaid = true;
-        let of_its_own = |known: &&Refusal| !matches!(known.kind, RefusalKind::Unknown | RefusalKind::Unpaid);
-        let known = self.refusal.as_ref().filter(of_its_own).filter(|_| !self.is_cancelling());
-        match known.map(|known| (known.kind, known.answer.clone())) {
-            // A refusal of the transaction itself stays one, however little the account has meanwhile.
-            Some((kind, answer)) => self.record_refusal(kind, &answer, now),
-            None => self.record_refusal(RefusalKind::Unpaid, text, now),
-        }
+        self.observe(Observation::Unpaid { words: text, at: now, purpose: self.newest().purpose });
     }
 
     /// Forgets that it could not be paid: that is no fault of its own, or not known any more.
     pub(super) fn forgive_unpaid(&mut self) {
-        if self.refusal.take_if(|refusal| refusal.kind == RefusalKind::Unpaid).is_some() {
-            self.pool = PoolStatus::Unknown;
-        }
+        self.observe(Observation::Payable);
     }
 
     /// Applies a new block: the newest waits from here on, if it is next; a nonce that the account is not past is not used,
     /// whatever a node said; what was held back may go out again.
     pub(super) fn record_head(&mut self, head: BlockNumber, count: Nonce) {
-        self.is_next = self.nonce <= count;
-        self.next_since = if self.is_next { self.next_since.or_else(|| Some(Instant::now())) } else { None };
-        if self.is_next && self.waits_since.is_none() {
-            self.waits_since = Some(head);
-            self.waits_from = if self.has_seen_block { Instant::now() } else { self.signed_since };
-        }
-        self.has_seen_block = true;
-        if let Some(refusal) = &mut self.refusal {
-            refusal.count_block();
-        }
-        if self.pool == PoolStatus::NonceUsed && self.nonce >= count {
-            self.pool = PoolStatus::Unknown;
-        }
-        if self.pool == PoolStatus::HeldBack {
+        self.wait.record_head(head, self.nonce <= count);
+        self.observe(Observation::Head { is_past: self.nonce < count });
+        if self.is_held_back() {
             self.send_again();
         }
     }
@@ -436,20 +377,16 @@ impl InFlight {
     /// Records the block that has it, and returns whether none had before. What nodes did with it counts no more.
     pub(super) fn include(&mut self, inclusion: Inclusion) -> bool {
         self.drops = None;
-        if self.refusal.take().is_some() {
-            self.pool = PoolStatus::Unknown;
-        }
+        self.observe(Observation::Included);
         self.included.replace(inclusion).is_none()
     }
 
     /// Forgets the block that had it. The node of that block may have dropped the transaction.
     pub(super) fn orphan(&mut self) {
         self.included = None;
-        self.next_since = None;
+        self.wait.orphan();
         self.send_again();
-        if matches!(self.pool, PoolStatus::Pooled | PoolStatus::NonceUsed) {
-            self.pool = PoolStatus::Unknown;
-        }
+        self.observe(Observation::Orphaned);
     }
 }
 
@@ -458,6 +395,7 @@ mod tests {
     use super::*;
     use crate::model::{BlockHash, Fee, Wei};
     use crate::stages::lane::fixtures;
+    use crate::stages::lane::pool_status::tests::word;
 
     fn transaction() -> InFlight {
         InFlight::recovered(fixtures::live(0, 0), Timestamp(0), Duration::from_secs(45))
@@ -472,10 +410,10 @@ mod tests {
         let (mut transaction, now) = (transaction(), Instant::now());
         transaction.record_answer(SendMeaning::Refused, "exceeds block gas limit", now);
         transaction.record_unpaid("insufficient funds", now);
-        assert_eq!(transaction.refusal.as_ref().map(|refusal| refusal.kind), Some(RefusalKind::Passing));
-        transaction.set_status(PoolStatus::Unknown);
+        assert_eq!(transaction.refusal().map(|refusal| refusal.kind), Some(RefusalKind::Passing));
+        transaction.observe(Observation::Switched);
         transaction.record_unpaid("insufficient funds", now);
-        assert_eq!(transaction.refusal.as_ref().map(|refusal| refusal.kind), Some(RefusalKind::Unpaid));
+        assert_eq!(transaction.refusal().map(|refusal| refusal.kind), Some(RefusalKind::Unpaid));
     }
 
     /// The node that said so may have been wrong about the balance.
@@ -503,29 +441,28 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn each_answer_leads_to_what_it_says_and_none_ends_a_nonce() {
-        use PoolStatus as P;
         use SendMeaning as M;
-        let price = P::Underpriced(Lack::Price(None));
         // the answer, what it leads to from the start, and after a refusal; whether that refusal still counts
         let table = [
-            (M::AlreadyKnown, P::Pooled, P::Pooled, false),
-            (M::NonceTooLow, P::NonceUsed, P::NonceUsed, false),
-            (M::NonceTooHigh, P::HeldBack, P::Refused, true),
-            (M::PoolFull, P::HeldBack, P::Refused, true),
-            (M::Underpriced, price, price, false),
-            (M::ReplacementUnderpriced, P::Outbid, P::Outbid, false),
-            (M::Refused, P::Refused, P::Refused, true),
-            (M::Unknown, P::Refused, P::Refused, true),
-            (M::InsufficientFunds, P::Unknown, P::Refused, true),
-            (M::RateLimited, P::Unknown, P::Refused, true),
+            (M::AlreadyKnown, "pooled", "pooled", false),
+            (M::NonceTooLow, "used", "used", false),
+            (M::NonceTooHigh, "held back", "refused", true),
+            (M::PoolFull, "held back", "refused", true),
+            (M::Underpriced, "underpriced", "underpriced", false),
+            (M::ReplacementUnderpriced, "outbid", "outbid", false),
+            (M::Refused, "refused", "refused", true),
+            (M::Unknown, "refused", "refused", true),
+            (M::InsufficientFunds, "unknown", "refused", true),
+            (M::RateLimited, "unknown", "refused", true),
         ];
         for (meaning, fresh, after_refusal, is_refused) in table {
             let mut transaction = transaction();
             transaction.record_answer(meaning, "a", Instant::now());
-            assert_eq!(transaction.pool, fresh, "{meaning:?}");
+            assert_eq!(word(&transaction.pool), fresh, "{meaning:?}");
             transaction.record_answer(M::Refused, "a", Instant::now());
             transaction.record_answer(meaning, "a", Instant::now());
-            assert_eq!((transaction.pool, transaction.refusal.is_some()), (after_refusal, is_refused), "{meaning:?}");
+            let found = (word(&transaction.pool), transaction.refusal().is_some());
+            assert_eq!(found, (after_refusal, is_refused), "{meaning:?}");
         }
     }
 
@@ -538,13 +475,13 @@ mod tests {
             transaction.record_answer(meaning, text, Instant::now());
             tokio::time::advance(Duration::from_secs(2)).await;
         }
-        let refusal = transaction.refusal.clone().unwrap();
+        let refusal = transaction.refusal().cloned().unwrap();
         assert_eq!((refusal.since, refusal.answer.as_str()), (since, "no"));
         let cause = Some(Cause::new(Reason::RefusedByNode, "no"));
         let cancel = SignedTransaction { purpose: Purpose::Cancel, cause: cause.clone(), ..fixtures::signed(0, 1) };
         transaction.replace(cancel.clone());
         transaction.record_answer(SendMeaning::AlreadyKnown, "", Instant::now());
-        assert_eq!((&transaction.cancel_cause, transaction.pool), (&cause, PoolStatus::Pooled));
+        assert_eq!((&transaction.cancel_cause, &transaction.pool), (&cause, &PoolStatus::Pooled));
         let mut live = fixtures::live(0, 0);
         live.signed.push(cancel);
         let recovered = InFlight::recovered(live, Timestamp(0), Duration::ZERO);
@@ -586,7 +523,7 @@ mod tests {
         let answer = |transaction: &mut InFlight| {
             transaction.record_drop(Instant::now());
             transaction.record_answer(SendMeaning::AlreadyKnown, "", Instant::now());
-            transaction.refusal.is_some()
+            transaction.refusal().is_some()
         };
         // The first time it is new to the node.
         let refused: Vec<_> = (0..=DROPS).map(|_| answer(&mut transaction)).collect();
@@ -624,19 +561,19 @@ mod tests {
         transaction.record_answer(SendMeaning::AlreadyKnown, "", Instant::now());
         transaction.nonce = Nonce(5);
         transaction.record_head(BlockNumber(7), Nonce(4));
-        assert_eq!(transaction.waits_since, None, "one before it comes first");
+        assert_eq!(transaction.wait.since(), None, "one before it comes first");
         transaction.record_head(BlockNumber(8), Nonce(5));
-        assert_eq!((transaction.waits_since, transaction.waits_for()), (Some(BlockNumber(8)), Duration::ZERO));
+        assert_eq!((transaction.wait.since(), transaction.wait.lasts()), (Some(BlockNumber(8)), Duration::ZERO));
         tokio::time::advance(wait).await;
         transaction.record_head(BlockNumber(9), Nonce(5));
-        assert_eq!((transaction.waits_since, transaction.waits_for()), (Some(BlockNumber(8)), wait));
+        assert_eq!((transaction.wait.since(), transaction.wait.lasts()), (Some(BlockNumber(8)), wait));
         transaction.record_missing();
         assert!(transaction.is_to_be_sent() && !transaction.waits_for_a_block());
         transaction.record_head(BlockNumber(10), Nonce(5));
-        assert_eq!((transaction.waits_since, transaction.waits_for()), (Some(BlockNumber(10)), Duration::ZERO));
+        assert_eq!((transaction.wait.since(), transaction.wait.lasts()), (Some(BlockNumber(10)), Duration::ZERO));
         let mut first = InFlight::recovered(fixtures::live(0, 0), Timestamp(9_000_000), wait);
         first.record_head(BlockNumber(10), Nonce(0));
-        assert_eq!(first.waits_for(), wait, "an earlier owner has waited for it");
+        assert_eq!(first.wait.lasts(), wait, "an earlier owner has waited for it");
     }
 
     #[tokio::test(start_paused = true)]
@@ -653,7 +590,7 @@ mod tests {
         transaction.record_head(BlockNumber(8), Nonce(1));
         assert_eq!(transaction.pool, PoolStatus::NonceUsed, "the account is past it");
         transaction.record_head(BlockNumber(9), Nonce(0));
-        assert_eq!((transaction.pool, transaction.waits_since), (PoolStatus::Unknown, Some(BlockNumber(7))));
+        assert_eq!((&transaction.pool, transaction.wait.since()), (&PoolStatus::Unknown, Some(BlockNumber(7))));
     }
 
     /// C58
@@ -668,7 +605,7 @@ mod tests {
         for (before_ms, age) in [(0, 0), (20_000, 20), (HOUR_MS, 45), (-HOUR_MS, 0), (i64::MIN, 0)] {
             let signed_at = now.0.saturating_sub(before_ms);
             let transaction = InFlight::recovered(fixtures::live(0, signed_at), now, due);
-            assert_eq!(transaction.signed_since.elapsed(), Duration::from_secs(age), "{before_ms}");
+            assert_eq!(transaction.wait.signed().elapsed(), Duration::from_secs(age), "{before_ms}");
         }
     }
 

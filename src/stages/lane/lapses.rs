@@ -16,24 +16,24 @@ const PATIENCE: Duration = Duration::from_secs(30);
 /// The begin of a part's lapse has a line once in so long.
 const LOG_EVERY: Duration = Duration::from_secs(60);
 
-/// What a node did not answer.
+/// Names what a node did not answer.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub(super) enum Part {
     Head,
     Prices,
     Finality,
-    /// Whether blocks that are to be final are part of the chain.
+    /// The check that blocks that are to be final are part of the chain.
     Standing,
     Receipts,
-    /// Whether another endpoint confirms what is final. It may be some blocks behind.
+    /// The confirmation of what is final by another endpoint. It may be some blocks behind.
     Confirmation,
-    /// Who took a nonce of ours.
+    /// The search for who took a nonce of ours.
     Takers,
-    /// What took nonces that the journal does not know.
+    /// The search for what took nonces that the journal does not know.
     UnknownNonces,
-    /// How reorganised nonces end.
+    /// The second ends of reorganised nonces.
     SecondEnds,
-    /// Whether the journal's last final blocks still stand.
+    /// The check that the journal's last final blocks still stand.
     FinalBlocks,
     Estimates,
     Sends,

@@ -14,13 +14,13 @@ use crate::policy::refusals::Lasting;
 use crate::stages::lane::in_flight::InFlight;
 use crate::stages::lane::refusal::{Refusal, RefusalKind};
 
-/// How long a limit counts.
+/// The time for which a limit counts.
 const LASTS: Duration = Duration::from_secs(3600);
 /// Bytes of a signed transaction beside its calldata, at least.
 const AROUND_CALLDATA: u64 = 100;
 /// Nodes take no transaction that may cost more, unless set otherwise: `--rpc.txfeecap` of Geth and Bor, and the same of Besu.
 const USUAL_TOTAL_FEE: Wei = Wei(1_000_000_000_000_000_000);
-/// How often the gas of a self-transfer is estimated, and how soon again after a node has refused one.
+/// The interval between estimates of a self-transfer's gas, and the pause after a node has refused one.
 const ESTIMATED: Duration = Duration::from_secs(600);
 const ESTIMATED_AGAIN: Duration = Duration::from_secs(5);
 
@@ -429,7 +429,7 @@ mod tests {
                 transaction.payload.requests.first.write.gas = GasRule::Fixed(transaction.payload.gas);
             }
             transaction.record_answer(SendMeaning::Refused, text, Instant::now());
-            let cause = cause_of(transaction.refusal.as_ref().unwrap(), &transaction);
+            let cause = cause_of(transaction.refusal().unwrap(), &transaction);
             assert!(cause.detail.ends_with(text), "{cause}");
             cause.reason
         };

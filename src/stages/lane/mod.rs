@@ -7,7 +7,7 @@
 //! | part | owns |
 //! |---|---|
 //! | [`queue`] | requests that were fetched, and payloads that are ready to be signed; [`aside`] are those that the node does not simulate, [`priced_out`] those whose route offers too little |
-//! | [`flight`] | live transactions, the window, the broadcaster; [`in_flight`] is one of them |
+//! | [`flight`] | live transactions, the window, the broadcaster; [`in_flight`] is one of them, [`pool_status`] what nodes say of it, [`wait`] for how long no block has it |
 //! | [`pools`] | whether pools have what was sent, as far as nodes show it |
 //! | [`view`] | what is known of the chain: head, finality, price, receipts |
 //! | [`learnt`] | limits of the nodes: the fork's gas rules, size, gas, least tip, what a self-transfer costs |
@@ -19,7 +19,7 @@
 //!
 //! The other files compute for the term, or hold its values: [`settings`] is what a lane gets at its start and what it shows of
 //! itself, [`payload`] what becomes of requests on their way to a nonce, [`stored`] what a term reads from the journal when it
-//! begins, [`context`] what all terms of a lane share, [`spans`] the traces of its work.
+//! begins, [`context`] what all terms of a lane share, [`shown`] what a term shows of itself, [`canary`] how many cancellations may be open, [`spans`] the traces of its work.
 //!
 //! The way of one request:
 //!
@@ -67,6 +67,7 @@ use crate::stages::settle::inbox::FromLane;
 
 mod aside;
 mod bump;
+mod canary;
 mod care;
 mod conclude;
 mod context;
@@ -99,6 +100,7 @@ mod resend;
 mod rollup;
 mod rollup_fees;
 mod settings;
+mod shown;
 mod simulate;
 mod spans;
 mod stored;
@@ -108,6 +110,7 @@ mod term;
 mod try_aside;
 mod unsettled;
 mod view;
+mod wait;
 
 #[cfg(test)]
 mod fee_tests;
@@ -131,7 +134,7 @@ use term::{Ended, Term};
 
 pub struct Lane {
     context: Context,
-    /// How another owner's lease looks, and since when.
+    /// The last sight of another owner's lease, and since when it looks so.
     seen: Option<(LeaseMark, Instant)>,
     /// The log says that the lane waits.
     waits: bool,

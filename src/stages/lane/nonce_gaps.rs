@@ -23,10 +23,10 @@ use crate::stages::lane::settings::RESEND_UNKNOWN;
 const FILLED_AT_ONCE: usize = 64;
 /// Nonces that one term signs fillers for. A count that is off by thousands would cost as many transfers.
 const FILLED_PER_TERM: usize = 256;
-/// How often further nonces to fill are searched for.
+/// The interval between searches for further nonces to fill.
 const SEARCH: Duration = Duration::from_secs(1);
 
-/// What is sent at a nonce of a gap.
+/// Holds what is sent at a nonce of a gap.
 #[derive(Debug)]
 struct GapTransaction {
     raw: RawTransaction,
@@ -35,7 +35,7 @@ struct GapTransaction {
     is_being_sent: bool,
     is_known_to_node: bool,
     sent_at: Option<Instant>,
-    /// What the last answer wants of the next filler.
+    /// The last answer's demand on the next filler.
     wants: Option<Want>,
     signed_at_head: BlockNumber,
     /// Gas of a filler that this term has signed.
@@ -74,7 +74,7 @@ pub(super) struct ToSign {
     pub(super) nonce: Nonce,
     /// The highest price that was offered at it before: a pool may still hold that transaction.
     pub(super) previous: Option<Fee>,
-    /// What that price lacks, where no pool holds it for that.
+    /// The price's lack, where no pool holds it for that.
     pub(super) lack: Option<Lack>,
     /// More gas than a self-transfer is known to take.
     pub(super) gas: Option<Gas>,

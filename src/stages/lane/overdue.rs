@@ -16,7 +16,7 @@ impl Term<'_> {
         let head = self.view.height()?;
         if !is_left
             || !self.offers_enough(transaction.newest().fee, market)
-            || !transaction.has_been_next_for(self.tuning().refused_after, head)
+            || !transaction.wait.has_been_next_for(self.tuning().refused_after, head)
         {
             return None;
         }
@@ -38,12 +38,12 @@ impl Term<'_> {
     /// longer than a refusal is waited for, and neither a price nor a cancellation changes that.
     pub(super) fn stuck_in_silence(&self, place: usize, transaction: &InFlight) -> Option<Stuck> {
         let head = self.view.height()?;
-        let has_waited = || transaction.has_been_next_for(self.tuning().refused_after, head);
+        let has_waited = || transaction.wait.has_been_next_for(self.tuning().refused_after, head);
         if place > 0 || self.gate.is_head_stale() || !has_waited() {
             return None;
         }
-        let why = match transaction.pool {
-            PoolStatus::HeldBack => format!("nodes have no room for it: {}", transaction.held_back_for),
+        let why = match &transaction.pool {
+            PoolStatus::HeldBack(words) => format!("nodes have no room for it: {words}"),
             PoolStatus::NonceUsed => {
                 "nodes say that its nonce is used, and no block shows by which transaction".to_owned()
             }
@@ -53,8 +53,8 @@ impl Term<'_> {
             PoolStatus::Pooled
             | PoolStatus::Unknown
             | PoolStatus::Underpriced(_)
-            | PoolStatus::Outbid
-            | PoolStatus::Refused => return None,
+            | PoolStatus::Outbid(_)
+            | PoolStatus::Refused(_) => return None,
         };
         let request = &transaction.payload.requests.first.id;
         let detail = format!("request {request} at nonce {} is in no block for long: {why}", transaction.nonce);

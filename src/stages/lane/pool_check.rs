@@ -20,10 +20,10 @@ const SETTLED: Duration = Duration::from_millis(250);
 /// The same for a single transaction that is waited for.
 const SORTED: Duration = Duration::from_millis(100);
 
-/// What a count of pending transactions says.
+/// Says what a count of pending transactions shows.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Pools {
-    /// They have all that nodes have taken, up to one that is known not to be taken.
+    /// Pools have all that nodes have taken, up to one that is known not to be taken.
     HaveAll,
     /// Nothing: the node is behind, or the answer for the next one has only just come.
     Unclear,
@@ -86,7 +86,7 @@ impl Term<'_> {
     fn guess(&self) -> Pools {
         let (now, head) = (Instant::now(), self.view.height());
         let Some(lowest) = self.flight.not_included().next() else { return Pools::HaveAll };
-        let was_passed_over = lowest.waits_since.is_some_and(|since| Some(since) < head);
+        let was_passed_over = lowest.wait.since().is_some_and(|since| Some(since) < head);
         let is_old = lowest.is_pooled_for(DROP_SPACING, now);
         if was_passed_over && is_old { Pools::Lack(lowest.nonce) } else { Pools::HaveAll }
     }
@@ -148,7 +148,7 @@ impl Term<'_> {
     async fn send_alone(&mut self, nonce: Nonce, is_lowest: bool) -> Option<Result<(), ChainError>> {
         let counts_as_drop = is_lowest && self.pools.counts_drop(Instant::now());
         let transaction = self.flight.get_mut(nonce)?;
-        transaction.restart_wait();
+        transaction.wait.restart();
         if !counts_as_drop {
             transaction.record_missing();
         }

@@ -148,7 +148,7 @@ async fn a_transaction_that_nodes_drop_for_ever_keeps_no_other_from_them() {
         bench.chain.change(|state| state.pool.clear());
     }
     let lowest = term.flight.not_included().next().unwrap();
-    assert!(lowest.refusal.is_some() && !lowest.is_cancelling(), "{lowest:?}");
+    assert!(lowest.refusal().is_some() && !lowest.is_cancelling(), "{lowest:?}");
     bench.work(&mut term, 30).await;
     assert_eq!(bench.pool(), (0..10).collect::<Vec<_>>());
 }

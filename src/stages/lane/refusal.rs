@@ -9,12 +9,12 @@ use crate::policy::refusals::Lasting;
 /// Refusals in unknown words must have come as often, with a block in between, to be final.
 const TIMES: u32 = 2;
 
-/// How a refusal may end.
+/// Says how a refusal may end.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum RefusalKind {
     /// Never: no waiting changes it.
     Lasting(Lasting),
-    /// By itself, perhaps.
+    /// By itself, perhaps: the next block may take it.
     Passing,
     /// Not known: no table has the text.
     Unknown,
@@ -36,6 +36,11 @@ impl RefusalKind {
     /// Returns whether it goes on at another price: it does not begin anew with each.
     pub(super) fn outlives_price(self) -> bool {
         matches!(self, Self::Passing | Self::Unknown | Self::Unanswered | Self::NotPermitted)
+    }
+
+    /// Returns whether it is about the transaction itself, in known words: not about the account's funds.
+    pub(super) fn is_of_its_own(self) -> bool {
+        !matches!(self, Self::Unknown | Self::Unpaid)
     }
 
     /// Returns whether the account as a whole may be what nodes refuse. The answer to a cancellation shows it.
@@ -78,8 +83,8 @@ impl Refusal {
         Self { since, answer, kind: RefusalKind::Dropped, times, last: since, blocks: 0 }
     }
 
-    pub(super) fn count_block(&mut self) {
-        self.blocks = self.blocks.saturating_add(1);
+    pub(super) fn after_block(self) -> Self {
+        Self { blocks: self.blocks.saturating_add(1), ..self }
     }
 
     /// Returns whether a cancellation ends it: it lasts, or nothing has ended it for so long. In unknown words it must have

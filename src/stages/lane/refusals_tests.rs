@@ -148,7 +148,7 @@ async fn a_cancellation_that_a_node_refuses_is_sent_again_with_the_gas_that_it_n
         bench.round(&mut term).await;
     }
     let transaction = term.flight.get(Nonce(0)).unwrap();
-    assert_eq!((transaction.pool, transaction.signed.len()), (PoolStatus::Pooled, 3));
+    assert_eq!((&transaction.pool, transaction.signed.len()), (&PoolStatus::Pooled, 3));
     assert_eq!(paused(&term), None);
 }
 
@@ -187,7 +187,7 @@ async fn a_cancellation_takes_the_gas_that_the_node_estimates() {
     let mut term = bench.sent().await;
     bench.round(&mut term).await;
     let transaction = term.flight.get(Nonce(0)).unwrap();
-    assert_eq!((transaction.pool, transaction.signed.len()), (PoolStatus::Pooled, 2));
+    assert_eq!((&transaction.pool, transaction.signed.len()), (&PoolStatus::Pooled, 2));
 }
 
 #[tokio::test(start_paused = true)]
@@ -202,7 +202,7 @@ async fn a_tip_rises_to_what_the_node_names_in_one_step_for_all_that_follow() {
     bench.round(&mut term).await;
     for nonce in [0, 1] {
         let transaction = term.flight.get(Nonce(nonce)).unwrap();
-        assert_eq!((transaction.pool, transaction.signed.len()), (PoolStatus::Pooled, 2));
+        assert_eq!((&transaction.pool, transaction.signed.len()), (&PoolStatus::Pooled, 2));
     }
     let quoted = term.tuning().fees.quote(&term.view.market().unwrap());
     assert_eq!(quoted, Ok(Fee::Legacy { gas_price: Wei(60) }));
@@ -383,7 +383,7 @@ async fn a_foreign_transaction_at_the_nonce_is_replaced_in_one_step_where_the_ca
     let mut term = bench.sent().await;
     bench.round(&mut term).await;
     let transaction = term.flight.get(Nonce(0)).unwrap();
-    assert_eq!((transaction.pool, transaction.signed.len(), price(&term, 0)), (PoolStatus::Pooled, 2, 45));
+    assert_eq!((&transaction.pool, transaction.signed.len(), price(&term, 0)), (&PoolStatus::Pooled, 2, 45));
 }
 
 #[tokio::test(start_paused = true)]

@@ -15,7 +15,8 @@ use crate::policy::classify::SendMeaning;
 use crate::policy::gas::FLOOR_PROBE;
 use crate::policy::refusals::Lack;
 use crate::policy::routes::FixedGas;
-use crate::stages::lane::care::{Canary, Care, Replacement, Stuck};
+use crate::stages::lane::canary::Canary;
+use crate::stages::lane::care::{Care, Replacement, Stuck};
 use crate::stages::lane::flight::Heard;
 use crate::stages::lane::gate::pause_for;
 use crate::stages::lane::lapses::Part;
@@ -23,7 +24,7 @@ use crate::stages::lane::pool_status::{Holder, PoolStatus};
 use crate::stages::lane::refusal::RefusalKind;
 use crate::stages::lane::term::Term;
 
-/// How long it counts what a node showed of a foreign transaction at a nonce.
+/// The time for which it counts what a node showed of a foreign transaction at a nonce.
 const HOLDER_LASTS: std::time::Duration = std::time::Duration::from_secs(15);
 
 impl Term<'_> {
@@ -99,22 +100,22 @@ impl Term<'_> {
     /// Learns from what nodes said of the newest signed transaction of a nonce.
     fn learn_from(&mut self, nonce: Nonce) {
         let Some(transaction) = self.flight.get(nonce) else { return };
-        if let Some(RefusalKind::Lasting(lasting)) = transaction.refusal.as_ref().map(|refusal| refusal.kind) {
+        if let Some(RefusalKind::Lasting(lasting)) = transaction.refusal().map(|refusal| refusal.kind) {
             self.learnt.record_refusal(transaction, lasting);
         }
-        if transaction.is_cancelling() && transaction.refusal.is_some() {
+        if transaction.is_cancelling() && transaction.refusal().is_some() {
             self.learnt.doubt_transfer();
         }
-        match transaction.pool {
+        match &transaction.pool {
             PoolStatus::Pooled if transaction.has_raised_tip => self.learnt.record_tip(transaction.newest().fee.tip()),
-            PoolStatus::Underpriced(Lack::Tip(Some(tip))) => self.learnt.record_tip(tip),
+            PoolStatus::Underpriced(Lack::Tip(Some(tip))) => self.learnt.record_tip(*tip),
             PoolStatus::Unknown
             | PoolStatus::Pooled
-            | PoolStatus::HeldBack
+            | PoolStatus::HeldBack(_)
             | PoolStatus::Underpriced(_)
-            | PoolStatus::Outbid
+            | PoolStatus::Outbid(_)
             | PoolStatus::NonceUsed
-            | PoolStatus::Refused => return,
+            | PoolStatus::Refused(_) => return,
         }
         if let Some(market) = self.view.market() {
             self.view.set_market(self.learnt.raise(market));
@@ -263,17 +264,13 @@ impl Term<'_> {
     async fn find_holder(&mut self) {
         let is_known = |holder: &Holder| holder.asked_at.elapsed() < HOLDER_LASTS;
         let outbid = self.flight.not_included().find(|transaction| {
-            transaction.pool == PoolStatus::Outbid
-                && !transaction.was_taken()
-                && !transaction.holder.as_ref().is_some_and(is_known)
+            let is_foreign = !transaction.was_taken();
+            matches!(&transaction.pool, PoolStatus::Outbid(holder) if is_foreign && !holder.as_ref().is_some_and(is_known))
         });
         let Some(nonce) = outbid.map(|transaction| transaction.nonce) else { return };
         let found = self.context.chain.pooled(self.account(), nonce).await.unwrap_or_default();
-        let Some(transaction) = self.flight.get_mut(nonce) else { return };
-        if found.is_some_and(|found| transaction.hashes().any(|own| own == found.tx_hash)) {
-            transaction.record_taken();
-        } else {
-            transaction.holder = Some(Holder { found, asked_at: Instant::now() });
+        if let Some(transaction) = self.flight.get_mut(nonce) {
+            transaction.record_holder(Holder { found, asked_at: Instant::now() });
         }
     }
 
@@ -360,7 +357,7 @@ impl Term<'_> {
         let (Some(limit), Some(lowest)) = (self.tuning().max_head_age, self.flight.not_included().next()) else {
             return;
         };
-        let Some(age) = self.view.stale_for(lowest.signed_since, limit) else { return };
+        let Some(age) = self.view.stale_for(lowest.wait.signed(), limit) else { return };
         if self.gate.paused().is_none() || self.gate.is_head_stale() {
             let head = self.view.height().map_or(0, |head| head.0);
             let detail = format!(

@@ -22,24 +22,23 @@ use crate::policy::routes::FixedGas;
 use crate::policy::send_window::{SendWindow, WindowLimit};
 use crate::stages::claim::Serving;
 
-/// How soon bytes that no node has confirmed to have are sent again.
+/// The pause before bytes that no node has confirmed to have are sent again.
 pub(super) const RESEND_UNKNOWN: Duration = Duration::from_secs(2);
 
-/// What an outage does to requests that have no transaction yet.
+/// Decides about requests without a transaction in an outage.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum OutagePolicy {
-    /// They wait, however long.
+    /// Lets them wait, however long.
     Hold,
-    /// It counts as a failure of theirs.
+    /// Counts it as a failure of theirs.
     Retry,
 }
 
-/// What may change while a lane runs, from one use to the next: what is signed stays as it is.
+/// Holds what may change while a lane runs, from one use to the next: what is signed stays as it is.
 #[derive(Debug, Clone, Copy)]
 pub struct Tuning {
-    /// How transactions are priced.
     pub fees: FeeRules,
-    /// What may be begun, over all lanes of the chain.
+    /// Limits what may be begun, over all lanes of the chain.
     pub limits: Limits,
     /// Bytes that a node has are given to it again after this.
     pub resend_after: Duration,
@@ -50,11 +49,10 @@ pub struct Tuning {
     /// Without a new block for this long, while transactions wait for one, the chain counts as standing still; `None`:
     /// never.
     pub max_head_age: Option<Duration>,
-    /// What an outage does.
     pub outage: OutagePolicy,
 }
 
-/// What is the same for all lanes, as long as the process runs.
+/// Holds what is the same for all lanes, as long as the process runs.
 #[derive(Debug, Clone)]
 pub struct LaneRules {
     /// EIP-155 chain id.
@@ -67,13 +65,13 @@ pub struct LaneRules {
     pub batching: Arc<Batching>,
     /// Checked once more before signing, since the operator may have tightened them.
     pub permits: Arc<Permits>,
-    /// What contracts revert with, as far as routes know it.
+    /// The errors that contracts revert with, as far as routes know them.
     pub contract_errors: Arc<Errors>,
     /// Routes whose gas is set.
     pub fixed_gas: Arc<[FixedGas]>,
     /// Between polls of the chain.
     pub poll: PollRule,
-    /// What nodes' texts mean.
+    /// The meanings of nodes' texts.
     pub errors: Arc<ErrorTable>,
     /// For how long a lease holds without being renewed.
     pub lease_ttl: Duration,
@@ -119,13 +117,13 @@ impl LaneSettings {
         self.newer_routes.borrow().clone().unwrap_or_else(|| (&self.rules).into())
     }
 
-    /// How things are to be done now.
+    /// Returns the rules that count now.
     pub(super) fn tuning(&self) -> Tuning {
         *self.tuning.borrow()
     }
 }
 
-/// How a lane stands, for the status line and for intake.
+/// Shows a lane, for the status line and for intake.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct LaneState {
     /// This instance owns the account.
@@ -137,17 +135,17 @@ pub struct LaneState {
     /// The limit that holds requests back, or has within the last seconds.
     pub throttled: Option<Throttling>,
     pub in_flight: usize,
-    /// How many may wait for a block now.
+    /// The number that may wait for a block now.
     pub window: usize,
-    /// What keeps that from being more.
+    /// The limit that keeps it from being more.
     pub window_limit: WindowLimit,
     /// The nonce that the next transaction gets, once it is known.
     pub next_nonce: Option<Nonce>,
     /// The newest block seen.
     pub head: Option<BlockNumber>,
-    /// Its timestamp, in seconds since 1970.
+    /// The timestamp of that block, in seconds since 1970.
     pub head_at: Option<u64>,
-    /// What a transaction would offer now, unless that is above the cap.
+    /// The price of a new transaction now, unless that is above the cap.
     pub fee: Option<Fee>,
     /// Nonces in gaps that something was sent for since the start.
     pub nonces_filled: u64,
@@ -164,7 +162,7 @@ impl LaneState {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Held {
     pub request: RequestId,
-    /// Why, in words.
+    /// The reason, in words for a person.
     pub why: String,
 }
 
@@ -172,7 +170,7 @@ pub struct Held {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Throttling {
     pub limit: Limit,
-    /// When there is room again; `None`: when others are final.
+    /// The time at which there is room again; `None`: when others are final.
     pub until: Option<Timestamp>,
 }
 
@@ -185,7 +183,7 @@ impl fmt::Display for Throttling {
     }
 }
 
-/// How a lane tells others about itself.
+/// Connects a lane with those that watch or wake it.
 #[derive(Debug, Clone)]
 pub struct LaneSignals {
     /// Requests may be in its queue.
@@ -203,11 +201,11 @@ pub struct LaneSignals {
     /// The lease that it holds. It keeps it when it stops: settle has yet to write under it, and the outbox to tell what
     /// was settled. Whoever stops the process gives it up then.
     pub lease: watch::Sender<Option<Lease>>,
-    /// It takes requests, or another instance does.
+    /// Says whether it takes requests, or another instance does.
     pub is_open: watch::Sender<bool>,
-    /// It could write more than it has.
+    /// Says whether it could write more than it has.
     pub is_hungry: watch::Sender<bool>,
-    /// Whether this journal serves the queue: before that nothing new is signed.
+    /// Says whether this journal serves the queue: before that nothing new is signed.
     pub serving: watch::Receiver<Serving>,
     /// Operators' holds, as this instance knows them; a lane that meets a new one shows it to the others.
     pub holds: watch::Sender<StandingHolds>,

@@ -36,17 +36,17 @@ pub(super) enum Simulated {
     NotAnswered(Silence),
 }
 
-/// What the account's funds make of a call that it cannot pay, by the node's word.
+/// Holds what the account's funds make of a call that it cannot pay, by the node's word.
 pub(super) enum Unpaid {
-    /// It can pay nothing.
+    /// The account can pay nothing.
     Exhausted(String),
     /// The call alone asks too much.
     Own(Cause),
-    /// It should be able to pay: the node's word is no answer.
+    /// The account should be able to pay: the node's word is no answer.
     Unclear(Silence),
 }
 
-/// What a round of simulations leaves.
+/// Holds what a round of simulations leaves.
 #[derive(Default)]
 struct Round {
     /// In order; some may still lack their gas.
@@ -88,7 +88,7 @@ impl Term<'_> {
         outage
     }
 
-    /// What an earlier attempt had no answer for is tried on its own, so that it holds up no round.
+    /// Sets aside what an earlier attempt had no answer for: tried on its own it holds up no round.
     fn set_suspects_aside(&mut self) {
         for fetched in self.queue.take_fetched() {
             if self.queue.aside().remembers(fetched.request.seq) {
@@ -315,7 +315,7 @@ impl Term<'_> {
         }
     }
 
-    /// What takes more than a whole hour may have would hold up its account for ever.
+    /// Fails what takes more than a whole hour may have: it would hold up its account for ever.
     fn within_limits(&self, gas: Gas) -> Simulated {
         let permits = &self.routes.permits;
         let tuning = self.tuning();

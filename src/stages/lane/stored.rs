@@ -49,7 +49,7 @@ where
     Ok(fillers)
 }
 
-/// What a batch would be signed with again must be what it was signed with first.
+/// Checks that a batch would be signed with what it was signed with first.
 fn check_calldata(live: &LiveTransaction) -> Result<(), JournalError> {
     let Some(data) = &live.data else { return Ok(()) };
     let holds = |attempt: &SignedTransaction| {

@@ -28,12 +28,12 @@ pub(super) struct View {
     count_to_close: Option<Nonce>,
     finality_is_due: bool,
     pace: BlockPace,
-    /// When the head was first seen.
+    /// The time at which the head was first seen.
     head_since: Instant,
     /// The highest final block of the chain that was seen last. Another chain may be seen next, so it is never kept beyond.
     final_up_to: Option<BlockNumber>,
     market: Option<Market>,
-    /// What the account has, and when that was read; nothing where no node says.
+    /// The account's balance, and the time at which it was read; none where no node says.
     balance: Option<(Wei, Instant)>,
     /// A balance that could not be read is asked for again then.
     balance_rests_until: Option<Instant>,
