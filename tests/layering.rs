@@ -1,4 +1,5 @@
-//! Imports go one way, no two files need each other, and each library that does input or output stays behind its seam.
+//! Imports go one way, no two files need each other, each library that does input or output stays behind its seam, and files
+//! and functions stay short.
 //! Reads the sources as text, whole files, without the tests in them.
 #![allow(
     clippy::unwrap_used,
@@ -89,6 +90,34 @@ fn imports_go_one_way() {
 fn no_two_files_need_each_other() {
     let circles = circles(&sources());
     assert!(circles.is_empty(), "\n{}", circles.join("\n"));
+}
+
+/// Lines of a file without its tests, at most.
+const LONGEST_FILE: usize = 400;
+/// Lines of a function, at most.
+const LONGEST_FUNCTION: usize = 60;
+/// Functions that may be longer: each is one table.
+const TABLES: [(&str, &str); 1] = [("src/policy/letters/replay.rs", "sentence")];
+
+#[test]
+fn files_and_functions_stay_short() {
+    let mut faults = Vec::new();
+    for (path, text) in sources().iter().filter(|(path, _)| top_module(path) != "simulation") {
+        let lines = code(text).len();
+        if lines > LONGEST_FILE {
+            faults.push(format!("{path}: {lines} lines; move a part of it to a file of its own"));
+        }
+        let long = functions(text).into_iter().filter(|(_, lines)| *lines > LONGEST_FUNCTION);
+        let long = long.filter(|(name, _)| !TABLES.contains(&(path, name)));
+        faults.extend(long.map(|(name, lines)| format!("{path}: {name} has {lines} lines; name a part of it")));
+    }
+    assert!(faults.is_empty(), "\n{}", faults.join("\n"));
+}
+
+#[test]
+fn a_function_ends_with_the_brace_below_its_beginning() {
+    let text = "impl A {\n    fn short(&self);\n    pub(super) async fn long(\n        x: u8,\n    ) {\n        if x {\n        }\n    }\n}\n\nfn one() {}\n";
+    assert_eq!(functions(text), [("long".to_owned(), 6)]);
 }
 
 #[test]
@@ -239,6 +268,33 @@ impl Item {
         }
         self.has_body && self.depth == 0
     }
+}
+
+/// Returns the functions with a body of several lines, and how many lines each has.
+fn functions(text: &str) -> Vec<(String, usize)> {
+    let lines = code(text);
+    let begins = |line: &str| {
+        let (before, rest) = line.split_once("fn ")?;
+        let is_head = before.split_whitespace().all(|word| {
+            word.starts_with("pub") || word.starts_with("crate::") || matches!(word, "async" | "const" | "unsafe")
+        });
+        let name: String = rest.chars().take_while(|c| c.is_alphanumeric() || *c == '_').collect();
+        (is_head && !name.is_empty() && !line.trim_end().ends_with(['}', ';'])).then_some(name)
+    };
+    let mut functions = Vec::new();
+    for (start, (_, line)) in lines.iter().enumerate() {
+        let Some(name) = begins(line) else { continue };
+        let indent = &line[..line.len() - line.trim_start().len()];
+        let end = lines[start..].iter().position(|(_, line)| {
+            let is_below = line.strip_prefix(indent).is_some_and(|rest| !rest.starts_with(' '));
+            is_below && (line.trim_end() == format!("{indent}}}") || line.trim_end().ends_with(';'))
+        });
+        // A declaration over several lines ends with a semicolon.
+        if let Some(end) = end.filter(|end| !lines[start + end].1.trim_end().ends_with(';')) {
+            functions.push((name, end + 1));
+        }
+    }
+    functions
 }
 
 /// Returns what follows each `head` in the line that stands at the beginning of a path.

@@ -34,7 +34,7 @@ pub(super) struct Consumers<'s> {
     connected: &'s Connected,
     channel: &'s Channel,
     queue: &'s str,
-    /// What all may hold together.
+    /// Limits what all consumers hold together.
     prefetch: u16,
     /// Bytes that all of them may have together.
     bytes: u64,

@@ -28,7 +28,7 @@ use crate::model::{Message, Origin};
 
 /// Returns after which a letter is renewed. Below 10, the lowest delivery limit that the documentation allows.
 const RENEW_AT: i64 = 8;
-/// How long to wait for others that hold letters, and the interval between checks.
+/// Limits the wait for others that hold letters; also the interval between checks.
 const PATIENCE_WITH_OTHERS: Duration = Duration::from_secs(3);
 const CHECK_OTHERS: Duration = Duration::from_millis(50);
 /// Consumers of one browse at most, and the lowest and highest prefetch of each: what one holds is in memory at once.
@@ -36,9 +36,9 @@ const CONSUMERS: u64 = 32;
 const WINDOW: (u64, u64) = (64, 1024);
 /// Letters of one browse at most.
 pub const MOST_LETTERS: u64 = CONSUMERS * WINDOW.1;
-/// How long to wait for a letter. One that does not come is held by another consumer.
+/// Limits the wait for a letter. One that does not come is held by another consumer.
 const PATIENCE_WITH_LETTER: Duration = Duration::from_secs(1);
-/// How long to wait until returned letters show in the queue: the broker returns them after its answer.
+/// Limits the wait until returned letters show in the queue: the broker returns them after its answer.
 const PATIENCE_WITH_QUEUE: Duration = Duration::from_secs(1);
 /// Copies are published one after the other.
 const PUBLISH_CHANNELS: usize = 1;

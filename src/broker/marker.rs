@@ -50,7 +50,7 @@ const MOST_STRANGERS: usize = 10_000;
 #[derive(Clone)]
 pub struct SessionMarkers {
     pub(super) session: watch::Receiver<Option<Arc<PublishSession>>>,
-    /// How long to wait for a session.
+    /// Limits the wait for a session.
     pub(super) patience: Duration,
     /// The exchange that leads to the queue.
     pub(super) exchange: String,

@@ -7,12 +7,12 @@ use std::time::Duration;
 use serde::{Deserialize, Serialize};
 use tokio::time::Instant;
 
-/// At the start.
+/// Begins small: the size of bodies is not known yet.
 const START: u16 = 1000;
 /// For so long lanes have to want more, so that what is on its way to them can arrive.
 const PATIENCE: Duration = Duration::from_millis(200);
 
-/// What keeps the prefetch from being larger.
+/// Names the limit of the prefetch.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum PrefetchLimit {
@@ -20,7 +20,7 @@ pub enum PrefetchLimit {
     Lanes,
     /// The size of the messages.
     Bytes,
-    /// The configuration.
+    /// The configuration allows no more.
     Prefetch,
 }
 
@@ -34,7 +34,7 @@ impl fmt::Display for PrefetchLimit {
     }
 }
 
-/// How it stands, for the status.
+/// Shows the prefetch, for the status.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct PrefetchState {
     pub size: u16,
@@ -43,7 +43,7 @@ pub struct PrefetchState {
 
 #[derive(Debug)]
 pub(super) struct Prefetch {
-    /// What the operator allows.
+    /// The operator's limit.
     most: u16,
     most_bytes: u64,
     wanted: u16,

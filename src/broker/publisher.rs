@@ -171,7 +171,7 @@ fn proof_of(outgoing: &Outgoing, confirm: lapin::Result<Confirmation>) -> Result
 #[derive(Clone)]
 pub struct SessionPublisher {
     pub(super) session: watch::Receiver<Option<Arc<PublishSession>>>,
-    /// How long to wait for a session.
+    /// Limits the wait for a session.
     pub(super) patience: Duration,
     pub(super) meter: PublishMeter,
 }

@@ -4,7 +4,6 @@
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
-use futures_util::future::select_all;
 use futures_util::{Stream, StreamExt};
 use lapin::message::Delivery as AmqpDelivery;
 use lapin::{Channel, Event};
@@ -18,10 +17,12 @@ use crate::broker::consumers::{Consumers, Held, bytes_of};
 use crate::broker::convert::message_of;
 use crate::broker::endings::Endings;
 use crate::broker::hosts::Turn;
+use crate::broker::gate::Gate;
 use crate::broker::marker::{SessionMarkers, SessionNumbers};
 use crate::broker::prefetch::{Prefetch, PrefetchState};
 use crate::broker::publisher::{PublishSession, SessionPublisher};
 use crate::broker::renewal::keep_valid;
+use crate::broker::signals::{Flow, any_changes, check_connections, wanted, watched};
 use crate::broker::{BrokerError, Delivery};
 use crate::model::Heartbeat;
 use crate::model::text::cleaned;
@@ -33,19 +34,8 @@ use crate::policy::retry_schedule::RetryPauses;
 const LONGEST_REASON_BYTES: usize = 256;
 /// Time to close the connections of a session that failed.
 const FAREWELL: Duration = Duration::from_millis(100);
-/// Deliveries of a new session wait this long for the marker.
-const MARKER_WAIT: Duration = Duration::from_secs(10);
 /// Longest interval between heartbeats of an idle loop.
 const BEAT: Duration = Duration::from_secs(1);
-
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Flow {
-    Open,
-    /// Deliver nothing new. Deliveries that are held stay held.
-    Paused,
-    /// Deliver nothing, and hold nothing: the queue is another's. What was delivered goes back.
-    Withdrawn,
-}
 
 /// The state of the session, for the status line.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -88,30 +78,6 @@ pub struct Broker {
     has_met_priority: OnceLock<()>,
     beat: Heartbeat,
     meter: PublishMeter,
-}
-
-/// Keeps deliveries of a session back until its marker was read: another journal may have taken the queue over while there
-/// was no session. A marker that cannot be read keeps them back for a while only.
-struct Gate {
-    number: u64,
-    admitted: watch::Receiver<u64>,
-    opens_at: Instant,
-}
-
-impl Gate {
-    fn new(numbers: &SessionNumbers) -> Self {
-        Self { number: numbers.begin(), admitted: numbers.admitted(), opens_at: Instant::now() + MARKER_WAIT }
-    }
-
-    fn is_open(&self) -> bool {
-        *self.admitted.borrow() >= self.number || Instant::now() >= self.opens_at
-    }
-
-    async fn opens(&mut self) {
-        let (number, opens_at) = (self.number, self.opens_at);
-        let admitted = self.admitted.wait_for(|admitted| *admitted >= number);
-        let _ = tokio::time::timeout_at(opens_at, admitted).await;
-    }
 }
 
 struct Channels {
@@ -266,10 +232,7 @@ impl Broker {
             let is_wanted = is_open && gate.is_open() && !channels.stop_consuming.is_cancelled();
             if is_wanted && consumers.have_room() {
                 self.adapt(prefetch, &mut consumers, &hunger);
-                if consumers.is_outgrown() || consumers.are_oversized() {
-                    self.stop(channels, &mut consumers, endings).await?;
-                }
-                consumers.grow().await?;
+                self.grow(channels, &mut consumers, endings).await?;
                 if !std::mem::replace(&mut flows, true) {
                     info!(queue, "deliveries flow");
                 }
@@ -284,11 +247,7 @@ impl Broker {
                 () = gate.opens(), if !gate.is_open() => {}
                 event = events.next() => self.handle_event(event, [consuming, publishing])?,
                 // The event of a failed connection may come before its state shows it.
-                _ = check.tick() => {
-                    if !(consuming.is_up() && publishing.is_up() && channel.status().connected()) {
-                        return Err(consuming.failed("keep the connection", "it was closed".to_owned()));
-                    }
-                }
+                _ = check.tick() => check_connections(consuming, publishing, channel)?,
                 () = channels.stop_consuming.cancelled(), if consumers.are_running() => {}
                 // When intake has ended, settle still acks and publishes.
                 changed = flow.changed(), if intake_is_there => intake_is_there = changed.is_ok(),
@@ -310,6 +269,19 @@ impl Broker {
                 }
             }
         }
+    }
+
+    /// Lets consumers take as many deliveries as they may hold by now.
+    async fn grow(
+        &self,
+        channels: &Channels,
+        consumers: &mut Consumers<'_>,
+        endings: &mut Endings,
+    ) -> Result<(), BrokerError> {
+        if consumers.is_outgrown() || consumers.are_oversized() {
+            self.stop(channels, consumers, endings).await?;
+        }
+        consumers.grow().await
     }
 
     /// Lets consumers hold more where lanes want more, or less where bodies are large.
@@ -402,51 +374,5 @@ impl Broker {
             }
             changes
         });
-    }
-}
-
-/// Waits until a lane becomes hungry or stops being so.
-async fn any_changes(hunger: &mut [watch::Receiver<bool>]) {
-    let changes = hunger.iter_mut().map(|lane| {
-        Box::pin(async {
-            // A lane that has ended says nothing any more.
-            if lane.changed().await.is_err() {
-                std::future::pending::<()>().await;
-            }
-        })
-    });
-    select_all(changes).await;
-}
-
-/// Returns the flow that intake wants.
-///
-/// # Errors
-/// When the session has to end for that: what it delivered is to go back.
-fn wanted(flow: &mut watch::Receiver<Flow>, has_delivered: bool) -> Result<Flow, BrokerError> {
-    let wanted = *flow.borrow_and_update();
-    if wanted == Flow::Withdrawn && has_delivered { Err(BrokerError::Withdrawn) } else { Ok(wanted) }
-}
-
-fn watched(connected: &Connected) -> impl Stream<Item = Event> + Unpin + use<> {
-    connected.connection.events_listener().boxed()
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[tokio::test(start_paused = true)]
-    async fn a_session_has_deliveries_once_its_marker_was_read_or_after_a_while() {
-        let numbers = SessionNumbers::default();
-        let mut first = Gate::new(&numbers);
-        assert!(!first.is_open());
-        numbers.admit(1);
-        first.opens().await;
-        assert!(first.is_open());
-        let mut second = Gate::new(&numbers);
-        assert!(!second.is_open(), "the marker of the session before says nothing");
-        let began = Instant::now();
-        second.opens().await;
-        assert!(second.is_open() && began.elapsed() >= MARKER_WAIT);
     }
 }

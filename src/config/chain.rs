@@ -36,12 +36,7 @@ pub(super) fn read(
 ) -> (ClientSettings, LaneRules, Tuning) {
     let own_texts = section.take("errors");
     let errors = Arc::new(chain_errors(Section::new("chain.errors", own_texts, section.findings)));
-    let expected = "a number of blocks from 0 to 10000, \"safe\" or \"finalized\"";
-    let finality = section.read("finality", expected, FinalityRule::Safe, |text| match text {
-        "safe" => Some(FinalityRule::Safe),
-        "finalized" => Some(FinalityRule::Finalized),
-        number => number.parse().ok().filter(|depth| *depth <= 10_000).map(FinalityRule::Depth),
-    });
+    let finality = finality(&mut section);
     let Listed { called: endpoints, heads, confirming: mut confirm_with } = endpoints::read(&mut section, places);
     confirm_with.extend(endpoints::urls(&mut section, "confirm_with", http_url).into_iter().map(EndpointAccess::from));
     if confirm_with.iter().any(|other| endpoints.iter().any(|endpoint| endpoint.url == other.url)) {
@@ -71,7 +66,6 @@ pub(super) fn read(
         refused_after: section.duration("refused_after", SECOND..=DAY),
         outage,
     };
-    let expected_interval = "a duration from 10ms to 5m, such as \"500ms\", or \"auto\"";
     let lane = LaneRules {
         chain_id: client.chain_id,
         finality,
@@ -81,16 +75,30 @@ pub(super) fn read(
         permits: Arc::clone(&admission.permits),
         contract_errors: Arc::new(contract_errors(&admission.routes)),
         fixed_gas: fixed_gas(&admission.routes),
-        poll: section.read("poll_interval", expected_interval, PollRule::Auto, |text| match text {
-            "auto" => Some(PollRule::Auto),
-            text => {
-                humantime::parse_duration(text).ok().filter(|i| (10 * MS..=5 * MINUTE).contains(i)).map(PollRule::Every)
-            }
-        }),
+        poll: poll_rule(&mut section),
         errors,
         lease_ttl,
     };
     (client, lane, tuning)
+}
+
+fn finality(section: &mut Section<'_>) -> FinalityRule {
+    let expected = "a number of blocks from 0 to 10000, \"safe\" or \"finalized\"";
+    section.read("finality", expected, FinalityRule::Safe, |text| match text {
+        "safe" => Some(FinalityRule::Safe),
+        "finalized" => Some(FinalityRule::Finalized),
+        number => number.parse().ok().filter(|depth| *depth <= 10_000).map(FinalityRule::Depth),
+    })
+}
+
+fn poll_rule(section: &mut Section<'_>) -> PollRule {
+    let expected = "a duration from 10ms to 5m, such as \"500ms\", or \"auto\"";
+    let interval =
+        |text: &str| humantime::parse_duration(text).ok().filter(|every| (10 * MS..=5 * MINUTE).contains(every));
+    section.read("poll_interval", expected, PollRule::Auto, |text| match text {
+        "auto" => Some(PollRule::Auto),
+        text => interval(text).map(PollRule::Every),
+    })
 }
 
 fn chain_errors(mut section: Section<'_>) -> ErrorTable {

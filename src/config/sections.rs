@@ -96,19 +96,7 @@ fn settings(
     policy::compare(&admission, &lane.batching, findings);
     broker.client_name = worker.full_name();
     broker.is_ordered |= admission.is_strict();
-    let settle = SettleSettings {
-        event_source: source_of(&worker.organisation, chain.chain_id, &broker.topology.names.work),
-        worker: worker.full_name(),
-        names: broker.topology.names.clone(),
-        waits: schedule.waits(park_delay),
-        schedule,
-        newer_retries: watch::channel(None).1,
-        max_hold,
-        park_delay,
-        publishes_in_flight: broker.publish_channels,
-        read_headers: watch::channel(admission.headers()).1,
-        tracer: Tracer::default(),
-    };
+    let settle = settle(&worker, &broker, &admission, chain.chain_id, (schedule, max_hold, park_delay));
     let (http_listen, http_token) = http(section!("http"), places);
     let (signers, retiring) = signers::read(tables.remove("signer"), places, findings);
     Settings {
@@ -129,6 +117,29 @@ fn settings(
         lane,
         tuning,
         prints,
+    }
+}
+
+/// Puts together what the stage that settles needs; the journal and the broker's connection come later.
+fn settle(
+    worker: &WorkerSection,
+    broker: &BrokerSettings,
+    admission: &AdmissionRules,
+    chain_id: u64,
+    (schedule, max_hold, park_delay): (RetrySchedule, Duration, Duration),
+) -> SettleSettings {
+    SettleSettings {
+        event_source: source_of(&worker.organisation, chain_id, &broker.topology.names.work),
+        worker: worker.full_name(),
+        names: broker.topology.names.clone(),
+        waits: schedule.waits(park_delay),
+        schedule,
+        newer_retries: watch::channel(None).1,
+        max_hold,
+        park_delay,
+        publishes_in_flight: broker.publish_channels,
+        read_headers: watch::channel(admission.headers()).1,
+        tracer: Tracer::default(),
     }
 }
 

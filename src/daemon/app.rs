@@ -14,7 +14,7 @@ use crate::chain::{ClientSettings, NodeClient};
 use crate::config::{Settings, SignerSection};
 use crate::daemon::control;
 use crate::daemon::reload::{self, Adjustable, Reloading, Triggers};
-use crate::daemon::status::{self, LaneView, Observer, RecentLines, RequestPages, Sources};
+use crate::daemon::status::{self, LaneView, Observer, RecentLines, RequestPages, Sources, status_line};
 use crate::daemon::supervisor::{Tasks, notify_systemd, while_starting};
 use crate::journal::{
     AccountId, Actor, Instance, Journal, JournalAddress, JournalError, Lease, LetterDeeds, OperatorLog,
@@ -28,7 +28,7 @@ use crate::signer::{LocalSigner, RemoteSigner, Signer};
 use crate::stages::claim::Serving;
 use crate::stages::dead_letters::replay_guard::ReplayGuard;
 use crate::stages::dead_letters::replayer::Replayer;
-use crate::stages::lane::{LaneSettings, LaneSignals, LaneState};
+use crate::stages::lane::{LaneSettings, LaneSignals};
 use crate::stages::pipeline::{Pipeline, PipelineSettings, Seams, Stage, Stops};
 use crate::stages::settle::SettleSettings;
 use crate::stages::upkeep::Pace;
@@ -135,11 +135,7 @@ impl<J: Journal + LetterDeeds + OperatorLog + SentEvents + 'static> Daemon<'_, J
             traces,
             ..meters
         };
-        if !settings.chain.heads.is_empty() {
-            let listening = Arc::clone(&node);
-            let heads = async move { match listening.listen().await {} };
-            self.tasks.spawn_until("heads", self.tokens.stages.outbox.clone(), heads);
-        }
+        self.spawn_heads(&node);
         let (publish_stuck, stuck) = watch::channel(Vec::new());
         let sources = Sources {
             worker: settings.worker.full_name(),
@@ -167,6 +163,14 @@ impl<J: Journal + LetterDeeds + OperatorLog + SentEvents + 'static> Daemon<'_, J
         self.spawn_reloads(reloading, adjustable, hangups);
         self.spawn_systemd((broker_state, serving), &lanes, publish_stuck);
         Ok(lanes)
+    }
+
+    fn spawn_heads(&mut self, node: &Arc<NodeClient>) {
+        if !self.settings.chain.heads.is_empty() {
+            let listening = Arc::clone(node);
+            let heads = async move { match listening.listen().await {} };
+            self.tasks.spawn_until("heads", self.tokens.stages.outbox.clone(), heads);
+        }
     }
 
     fn spawn_stages(&mut self, stages: Vec<Stage>) {
@@ -368,32 +372,4 @@ impl Tokens {
             self.last.cancel();
         }
     }
-}
-
-fn status_line(broker: &BrokerState, serving: &Serving, lanes: &[watch::Receiver<LaneState>]) -> String {
-    use BrokerState as B;
-    let broker = match broker {
-        B::Connecting(why) => format!("broker away: {why}"),
-        B::Consuming => "consuming".to_owned(),
-        B::Paused => "connected, deliveries paused".to_owned(),
-        B::Blocked(why) => format!("broker takes no messages: {why}"),
-    };
-    let lanes = lanes.iter().map(|lane| {
-        let lane = lane.borrow();
-        let throttled = lane.throttled.map_or(String::new(), |throttled| format!(", throttled by {throttled}"));
-        let block = lane.head.map_or("no block seen".to_owned(), |head| format!("block {head}"));
-        if let Some(hold) = &lane.hold {
-            return format!("{}, {} in flight", hold.text(), lane.in_flight);
-        }
-        match &lane.paused {
-            Some((reason, detail)) => format!("paused ({reason}): {detail}"),
-            None if !lane.is_owner => "stands by".to_owned(),
-            None => format!("{} in flight, {block}{throttled}", lane.in_flight),
-        }
-    });
-    let refused = match serving {
-        Serving::Refused(why) => Some(format!("refused: {why}")),
-        Serving::Waiting(_) | Serving::Serves => None,
-    };
-    refused.into_iter().chain([broker]).chain(lanes).collect::<Vec<_>>().join("; ")
 }

@@ -17,9 +17,9 @@ use crate::model::text::escaped;
 
 /// Time that is left after a second signal.
 const HURRIED_DEADLINE: Duration = Duration::from_secs(2);
-/// How often the status line is compared with how things stand, so that `systemctl status` right after the start is true.
+/// The interval between comparisons of the status line: short, so that `systemctl status` right after the start is true.
 const STATUS_INTERVAL: Duration = Duration::from_millis(500);
-/// How often the stages are checked, at least.
+/// The longest interval between checks of the stages.
 const PULSE_INTERVAL: Duration = Duration::from_secs(5);
 /// Time that a start gets with each tick, in microseconds.
 const MORE_TIME_US: u32 = 30_000_000;

@@ -6,6 +6,7 @@ pub mod event;
 pub mod header_room;
 pub mod headers;
 pub mod ids;
+mod incidents;
 pub mod marker;
 pub mod members;
 pub mod message;
@@ -28,12 +29,13 @@ pub use ids::{
     Address, BlockHash, BlockNumber, BodyHash, ContentHash, Gas, Nonce, OrderKey, RecordId, RequestId, Timestamp,
     Topic, TxHash, Wei, WriteHash,
 };
+pub use incidents::IncidentKind;
 pub use marker::{Adoption, JournalId, MarkedStart, Marker, Start, StartToken};
 pub use members::Members;
 pub use message::{Message, Origin, Properties};
 pub use operator::{Act, Operator, Order};
 pub use progress::Heartbeat;
-pub use reasons::{FailureClass, IncidentKind, PauseReason, Reason};
+pub use reasons::{FailureClass, PauseReason, Reason};
 pub use request::{Generation, RequestState};
 pub use trace::TraceContext;
 pub use transaction::{Fee, Purpose, RawTransaction, SignedTransaction, TransactionState, UnsignedTransaction};

@@ -1,11 +1,11 @@
-//! The reasons of failures, the reasons of pauses and the incidents: each word with its sentence and what to do.
+//! The reasons of failures and of pauses: each word with its sentence and what to do. `incidents` has those of incidents.
 //! `docs/reasons.md` is generated from these tables.
 
 use std::fmt;
 
 use serde::{Deserialize, Serialize};
 
-use crate::model::words::words;
+use crate::model::words::{explained, words};
 
 words!(
     /// The kind of a failure decides what happens next. The word stands in headers, routing keys and the journal.
@@ -233,7 +233,6 @@ impl Reason {
         self.row().word
     }
 
-    /// Returns `<class>.<reason>`.
     pub fn routing_key(&self) -> String {
         let Row { class, word, .. } = self.row();
         format!("{class}.{word}")
@@ -262,19 +261,6 @@ impl fmt::Display for Reason {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(self.as_str())
     }
-}
-
-macro_rules! explained {
-    ($(#[$meta:meta])* $name:ident { $($variant:ident = $word:literal, $means:literal, $advice:literal;)+ }) => {
-        words!($(#[$meta])* $name { $(#[doc = $means] $variant = $word,)+ });
-
-        impl $name {
-            #[cfg_attr(not(test), allow(dead_code, reason = "the generated document reads it"))]
-            fn about(self) -> [&'static str; 2] {
-                match self { $(Self::$variant => [$means, $advice]),+ }
-            }
-        }
-    };
 }
 
 explained!(
@@ -374,48 +360,10 @@ impl PauseReason {
     }
 }
 
-explained!(
-    /// An event in a request's life beyond the usual path; the journal keeps it for the request's history.
-    IncidentKind {
-        Failed = "failed",
-            "a try failed", "nothing; it is retried, or is a dead letter";
-        Returned = "returned",
-            "a retry came back from its wait queue", "nothing";
-        Replayed = "replayed",
-            "a dead letter that was sent back was taken in", "nothing";
-        Parked = "parked",
-            "its delivery went back to the broker for `broker.park_delay`", "nothing";
-        Displaced = "displaced",
-            "a foreign transaction took its nonce; it gets a new one", "find out who else uses the account";
-        Divided = "divided",
-            "the transaction that it shared was beyond a limit of the nodes; it shares a smaller one", "nothing";
-        Isolated = "isolated",
-            "the transaction that it shared failed; it gets one of its own", "nothing";
-        RetryLost = "retry_lost",
-            "its retry did not come back from the broker, and what was in the queue after it has",
-            "publish it again as that attempt, or cancel it: see [A retry that is lost](operations/trouble-shooting.md#a-retry-that-is-lost)";
-        Recorded = "recorded",
-            "its record was in the chain already, with the same content", "nothing";
-        Cancel = "cancel",
-            "an operator asked to cancel it", "nothing";
-        Bump = "bump",
-            "an operator asked for a higher price, or what came of that", "nothing";
-        Reorged = "reorged",
-            "the final block of its write left the chain; it is sent again", "check the chain, and `chain.finality`";
-        Ended = "ended",
-            "a write that lost its block has ended again", "where it did not succeed, send the request under a new id";
-        SentBack = "sent_back",
-            "its dead letter was sent back", "nothing";
-        Edited = "edited",
-            "its dead letter was sent back with changes", "nothing";
-        Discarded = "discarded",
-            "its dead letter was taken out of the queue", "`dead export --discarded` has it for `journal.retention`";
-    }
-);
-
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::model::IncidentKind;
     use crate::support::documents::compare;
 
     /// Returns the part of `docs/reasons.md` that the tables are.

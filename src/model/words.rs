@@ -30,4 +30,18 @@ macro_rules! words {
     };
 }
 
-pub(crate) use words;
+/// Defines such an enum of which each member has a sentence too, and what to do about it.
+macro_rules! explained {
+    ($(#[$meta:meta])* $name:ident { $($variant:ident = $word:literal, $means:literal, $advice:literal;)+ }) => {
+        words!($(#[$meta])* $name { $(#[doc = $means] $variant = $word,)+ });
+
+        impl $name {
+            #[cfg_attr(not(test), allow(dead_code, reason = "the generated document reads it"))]
+            pub(crate) fn about(self) -> [&'static str; 2] {
+                match self { $(Self::$variant => [$means, $advice]),+ }
+            }
+        }
+    };
+}
+
+pub(crate) use {explained, words};

@@ -255,81 +255,99 @@ impl Conventions {
     /// Sets name, kind, attributes, events and links.
     fn describe(&self, work: Work, context: &SpanContext, data: &mut SpanData) {
         let SpanData { name, span_kind, attributes, events, links, .. } = data;
+        attributes.extend(self.attributes(&work));
         match work {
-            Work::Process { request, generation, bytes, outcome } => {
+            Work::Process { .. } => {
                 *name = format!("process {}", self.queue).into();
                 *span_kind = SpanKind::Consumer;
                 let parent = context.parent.filter(|parent| parent.is_remote);
                 links.links.extend(parent.map(|parent| link(context.trace_id, parent.span_id)));
-                attributes.extend([
-                    KeyValue::new(attribute::MESSAGING_SYSTEM, "rabbitmq"),
-                    KeyValue::new(attribute::MESSAGING_OPERATION_NAME, "process"),
-                    KeyValue::new(attribute::MESSAGING_OPERATION_TYPE, "process"),
-                    KeyValue::new(attribute::MESSAGING_DESTINATION_NAME, self.queue.clone()),
-                    KeyValue::new(attribute::MESSAGING_MESSAGE_ID, request.to_string()),
-                    KeyValue::new(attribute::MESSAGING_MESSAGE_BODY_SIZE, number(bytes)),
-                    KeyValue::new("chainwriter.request.id", request.to_string()),
-                    KeyValue::new("chainwriter.request.attempt", i64::from(generation.retry)),
-                    KeyValue::new("chainwriter.request.replay", i64::from(generation.replay)),
-                    KeyValue::new("chainwriter.request.outcome", outcome.as_str()),
-                ]);
             }
-            Work::Transaction { request, chain_id, nonce, attempts, included, state, others } => {
+            Work::Transaction { attempts, .. } => {
                 *name = "transaction".into();
-                attributes.extend([
-                    KeyValue::new("chainwriter.request.id", request.to_string()),
-                    KeyValue::new("chainwriter.chain.id", number(chain_id)),
-                    KeyValue::new("chainwriter.tx.nonce", number(nonce.0)),
-                    KeyValue::new("chainwriter.tx.state", state.as_str()),
-                    KeyValue::new("chainwriter.tx.signed", number(attempts.len())),
-                    KeyValue::new("chainwriter.tx.others", number(others)),
-                ]);
-                if let Some((hash, block)) = included {
-                    attributes.push(KeyValue::new("chainwriter.tx.hash", hash.to_string()));
-                    attributes.push(KeyValue::new("chainwriter.block.number", number(block.0)));
-                }
                 events.events.extend(attempts.into_iter().map(|(at, hash, kind)| {
                     let hash = KeyValue::new("chainwriter.tx.hash", hash.to_string());
                     let kind = KeyValue::new("chainwriter.tx.kind", kind.as_str());
                     Event::new("signed", system_time(at), vec![hash, kind], 0)
                 }));
             }
-            Work::Call { method, endpoint, code } => {
-                (*name, *span_kind) = (method.into(), SpanKind::Client);
-                let (host, port) = host_and_port(&endpoint);
-                attributes.extend([
-                    KeyValue::new(attribute::RPC_SYSTEM_NAME, "jsonrpc"),
-                    KeyValue::new(attribute::RPC_METHOD, method),
-                    KeyValue::new(attribute::JSONRPC_PROTOCOL_VERSION, "2.0"),
-                    KeyValue::new(attribute::SERVER_ADDRESS, host.to_owned()),
-                ]);
-                attributes.extend(port.map(|port| KeyValue::new(attribute::SERVER_PORT, i64::from(port))));
-                let code = code.map(|code| KeyValue::new(attribute::RPC_RESPONSE_STATUS_CODE, code.to_string()));
-                attributes.extend(code);
-            }
-            Work::Publish { exchange, routing_key, message_id, creation } => {
+            Work::Call { method, .. } => (*name, *span_kind) = (method.into(), SpanKind::Client),
+            Work::Publish { exchange, routing_key, creation, .. } => {
                 let is_own = creation.as_ref().is_some_and(|creation| creation.span_id() == context.span_id);
                 *span_kind = if is_own { SpanKind::Producer } else { SpanKind::Client };
-                let created =
-                    creation.filter(|_| !is_own).map(|creation| link(creation.trace_id(), creation.span_id()));
-                links.links.extend(created);
-                let destination = match (exchange.as_str(), routing_key.as_str()) {
-                    ("", "") => "amq.default".to_owned(),
-                    ("", only) | (only, "") => only.to_owned(),
-                    (exchange, routing_key) => format!("{exchange}:{routing_key}"),
-                };
+                let created = creation.filter(|_| !is_own);
+                links.links.extend(created.map(|creation| link(creation.trace_id(), creation.span_id())));
                 // A queue that a producer wants answers in may be one of many.
-                *name = format!("publish {}", if exchange.is_empty() { "amq.default" } else { &destination }).into();
-                attributes.extend([
+                let shown =
+                    if exchange.is_empty() { "amq.default".to_owned() } else { destination(&exchange, &routing_key) };
+                *name = format!("publish {shown}").into();
+            }
+        }
+    }
+
+    fn attributes(&self, work: &Work) -> Vec<KeyValue> {
+        match work {
+            Work::Process { request, generation, bytes, outcome } => vec![
+                KeyValue::new(attribute::MESSAGING_SYSTEM, "rabbitmq"),
+                KeyValue::new(attribute::MESSAGING_OPERATION_NAME, "process"),
+                KeyValue::new(attribute::MESSAGING_OPERATION_TYPE, "process"),
+                KeyValue::new(attribute::MESSAGING_DESTINATION_NAME, self.queue.clone()),
+                KeyValue::new(attribute::MESSAGING_MESSAGE_ID, request.to_string()),
+                KeyValue::new(attribute::MESSAGING_MESSAGE_BODY_SIZE, number(*bytes)),
+                KeyValue::new("chainwriter.request.id", request.to_string()),
+                KeyValue::new("chainwriter.request.attempt", i64::from(generation.retry)),
+                KeyValue::new("chainwriter.request.replay", i64::from(generation.replay)),
+                KeyValue::new("chainwriter.request.outcome", outcome.as_str()),
+            ],
+            Work::Transaction { request, chain_id, nonce, attempts, included, state, others } => {
+                let own = [
+                    KeyValue::new("chainwriter.request.id", request.to_string()),
+                    KeyValue::new("chainwriter.chain.id", number(*chain_id)),
+                    KeyValue::new("chainwriter.tx.nonce", number(nonce.0)),
+                    KeyValue::new("chainwriter.tx.state", state.as_str()),
+                    KeyValue::new("chainwriter.tx.signed", number(attempts.len())),
+                    KeyValue::new("chainwriter.tx.others", number(*others)),
+                ];
+                let of_block = included.iter().flat_map(|(hash, block)| {
+                    let hash = KeyValue::new("chainwriter.tx.hash", hash.to_string());
+                    [hash, KeyValue::new("chainwriter.block.number", number(block.0))]
+                });
+                own.into_iter().chain(of_block).collect()
+            }
+            Work::Call { method, endpoint, code } => {
+                let (host, port) = host_and_port(endpoint);
+                let own = [
+                    KeyValue::new(attribute::RPC_SYSTEM_NAME, "jsonrpc"),
+                    KeyValue::new(attribute::RPC_METHOD, *method),
+                    KeyValue::new(attribute::JSONRPC_PROTOCOL_VERSION, "2.0"),
+                    KeyValue::new(attribute::SERVER_ADDRESS, host.to_owned()),
+                ];
+                let port = port.map(|port| KeyValue::new(attribute::SERVER_PORT, i64::from(port)));
+                let code =
+                    code.as_ref().map(|code| KeyValue::new(attribute::RPC_RESPONSE_STATUS_CODE, code.to_string()));
+                own.into_iter().chain(port).chain(code).collect()
+            }
+            Work::Publish { exchange, routing_key, message_id, .. } => {
+                let own = [
                     KeyValue::new(attribute::MESSAGING_SYSTEM, "rabbitmq"),
                     KeyValue::new(attribute::MESSAGING_OPERATION_NAME, "publish"),
                     KeyValue::new(attribute::MESSAGING_OPERATION_TYPE, "send"),
-                    KeyValue::new(attribute::MESSAGING_DESTINATION_NAME, destination),
-                    KeyValue::new(attribute::MESSAGING_RABBITMQ_DESTINATION_ROUTING_KEY, routing_key),
-                ]);
-                attributes.extend(message_id.map(|id| KeyValue::new(attribute::MESSAGING_MESSAGE_ID, id)));
+                    KeyValue::new(attribute::MESSAGING_DESTINATION_NAME, destination(exchange, routing_key)),
+                    KeyValue::new(attribute::MESSAGING_RABBITMQ_DESTINATION_ROUTING_KEY, routing_key.clone()),
+                ];
+                let id = message_id.as_ref().map(|id| KeyValue::new(attribute::MESSAGING_MESSAGE_ID, id.clone()));
+                own.into_iter().chain(id).collect()
             }
         }
+    }
+}
+
+/// Names where a message goes, as the conventions for RabbitMQ write it.
+fn destination(exchange: &str, routing_key: &str) -> String {
+    match (exchange, routing_key) {
+        ("", "") => "amq.default".to_owned(),
+        ("", only) | (only, "") => only.to_owned(),
+        (exchange, routing_key) => format!("{exchange}:{routing_key}"),
     }
 }
 

@@ -12,13 +12,10 @@ use tokio_util::sync::CancellationToken;
 use tracing::{debug, info};
 
 use crate::broker::{AckToken, Delivery, Flow};
-use crate::journal::{
-    AccountId, Admissions, Arrival, JournalError, Passages, RecordedRefusal, RefusalKey, StandingHolds,
-};
-use crate::model::headers::header;
-use crate::model::{Address, BodyHash, Cause, Generation, Heartbeat, Message, OrderKey, Reason, RequestId, Timestamp};
+use crate::journal::{AccountId, Admissions, Arrival, JournalError, Passages, StandingHolds};
+use crate::model::{Address, Cause, Generation, Heartbeat, Message, OrderKey, Reason, RequestId, Timestamp};
 use crate::observe::metrics::IntakeMeter;
-use crate::policy::admission::{AdmissionRules, Candidate, Refusal, admit, sheltered};
+use crate::policy::admission::{AdmissionRules, Candidate, admit, sheltered};
 use crate::policy::arrival::{Verdict, is_suspect};
 use crate::policy::body::Body;
 use crate::policy::passage::Band;
@@ -27,12 +24,14 @@ use crate::stages::claim::Serving;
 use crate::stages::settle::inbox::{Admitted, Postponed, Refused, refused_id};
 use crate::stages::upkeep::{is_passage, token_of};
 
+mod refusals;
+
 /// Deliveries admitted in one commit at most.
 const BATCH: usize = 256;
 /// Longest interval between checks of the flow and between heartbeats, and the shortest between changes of the flow.
 const CHECK: Duration = Duration::from_secs(1);
 
-/// What intake needs to know of a lane.
+/// Holds what intake needs to know of a lane.
 #[derive(Debug, Clone)]
 pub struct IntakeLane {
     pub account: AccountId,
@@ -52,12 +51,11 @@ pub struct Intake {
     pub newer_rules: watch::Receiver<AdmissionRules>,
     /// Accounts that take no new messages.
     pub retiring: watch::Receiver<BTreeSet<Address>>,
-    /// At least one.
     pub lanes: Vec<IntakeLane>,
     pub journal: Arc<dyn Admissions>,
     pub settle: mpsc::Sender<Admitted>,
     pub passages: Arc<dyn Passages>,
-    /// Whether this journal serves the queue: before that nothing is taken in.
+    /// Says whether this journal serves the queue: before that nothing is taken in.
     pub serving: watch::Receiver<Serving>,
     pub holds: watch::Receiver<StandingHolds>,
     /// For how long a message waits at the broker that has no room here.
@@ -311,64 +309,6 @@ impl Intake {
         self.pass_on(Admitted::Refused(Box::new(refused))).await;
     }
 
-    async fn refuse(&self, message: Message, refusal: Refusal, token: AckToken) {
-        self.meter.deliveries.count(Some(Verdict::Unroutable));
-        let recorded = RecordedRefusal { id: refused_id(), cause: refusal.cause };
-        self.pass_on_refused(message, refusal.id, recorded, token, false).await;
-    }
-
-    async fn pass_on_refused(
-        &self,
-        message: Message,
-        named: Option<RequestId>,
-        RecordedRefusal { id, cause }: RecordedRefusal,
-        token: AckToken,
-        is_recorded: bool,
-    ) {
-        let generation = Generation::read_from(&message.headers).unwrap_or_default();
-        let shown = named.as_ref().unwrap_or(&id);
-        let account = self.account_of(BodyHash::of(shown.as_str().as_bytes()).as_bytes());
-        let taken_at = Timestamp::now();
-        let refused = Refused { id, named, generation, message, cause, account, taken_at, token, is_recorded };
-        self.pass_on(Admitted::Refused(Box::new(refused))).await;
-    }
-
-    /// Refuses those again that the journal has as refused from an earlier delivery, and returns the others. A letter that came
-    /// back by hand is no such delivery.
-    async fn refuse_again(&self, batch: Vec<Delivery>) -> Result<Vec<Delivery>, JournalError> {
-        let keys: Vec<_> = batch.iter().map(|delivery| self.refusal_key(delivery)).collect();
-        let known = keys.iter().flatten().cloned().collect::<Vec<_>>();
-        if known.is_empty() {
-            return Ok(batch);
-        }
-        let recorded = self.journal.refused_before(known).await?;
-        let mut others = Vec::with_capacity(batch.len());
-        for (delivery, key) in batch.into_iter().zip(keys) {
-            let newest = key.and_then(|key| recorded.iter().rev().find(|(known, _)| *known == key).cloned());
-            match newest {
-                Some((key, recorded)) => {
-                    self.meter.deliveries.count(Some(Verdict::Unroutable));
-                    let Delivery { message, token, .. } = delivery;
-                    self.pass_on_refused(message, Some(key.named), recorded, token, true).await;
-                }
-                None => others.push(delivery),
-            }
-        }
-        Ok(others)
-    }
-
-    fn refusal_key(&self, Delivery { message, is_redelivered, .. }: &Delivery) -> Option<RefusalKey> {
-        if !is_redelivered || message.headers.contains_key(header::DEAD_AT) {
-            return None;
-        }
-        let named = match sheltered(|| admit(&self.rules, message)) {
-            Ok(candidate) => candidate.id,
-            Err(refusal) => refusal.id?,
-        };
-        let generation = Generation::read_from(&message.headers).unwrap_or_default();
-        Some(RefusalKey { named, body_hash: BodyHash::of(&message.body), generation })
-    }
-
     /// Passes a delivery on. Settle outlives intake; if it has ended, the process ends too and the broker delivers again.
     async fn pass_on(&self, admitted: Admitted) {
         let _ = self.settle.send(admitted).await;
@@ -430,8 +370,8 @@ mod tests {
     use super::*;
     use crate::journal::contract::{failed, refused};
     use crate::journal::{Hold, Leases, RefusedMessage, Settlements, Transactions};
-    use crate::model::HeaderValue;
     use crate::model::headers::header;
+    use crate::model::{BodyHash, HeaderValue};
     use crate::policy::letters::tests::rules;
     use crate::policy::routes::{Match, Route};
     use crate::simulation::fakes::{FakeSession, journal};

@@ -13,6 +13,7 @@ use crate::chain::Chain;
 use crate::journal::{AccountId, Changes, Instance, Journal, JournalError, StandingHolds};
 use crate::model::{Address, Heartbeat};
 use crate::observe::metrics::Meters;
+use crate::observe::traces::Tracer;
 use crate::policy::admission::AdmissionRules;
 use crate::policy::replies::ReplyRules;
 use crate::signer::Signer;
@@ -23,6 +24,7 @@ use crate::stages::intake::{Intake, IntakeLane};
 use crate::stages::lane::{Lane, LaneSettings, LaneSignals};
 use crate::stages::lost_retries::LostRetriesWatch;
 use crate::stages::outbox::OutboxStage;
+use crate::stages::settle::inbox::{Admitted, FromLane};
 use crate::stages::settle::{Settle, SettleSettings};
 use crate::stages::upkeep::{Pace, UpkeepStage};
 
@@ -40,7 +42,7 @@ pub struct Seams<J> {
 
 pub struct PipelineSettings {
     pub instance: Instance,
-    /// How long a lease holds without renewal, and a registration of an instance counts.
+    /// The time for which a lease holds without renewal, and a registration of an instance counts.
     pub lease_ttl: Duration,
     /// One for each account.
     pub lanes: Vec<LaneSettings>,
@@ -75,7 +77,7 @@ pub struct Stage {
 
 /// The stages, and how the shell watches them.
 pub struct Pipeline {
-    /// None runs yet.
+    /// The caller starts them: none runs yet.
     pub stages: Vec<Stage>,
     pub lanes: Vec<(AccountId, LaneSignals)>,
     pub flow: watch::Receiver<Flow>,
@@ -83,27 +85,36 @@ pub struct Pipeline {
     pub meters: Meters,
 }
 
+/// Holds what several stages are built with.
+struct Parts<'p, J> {
+    journal: Arc<J>,
+    publisher: Arc<dyn Publisher>,
+    holds: watch::Sender<StandingHolds>,
+    owners_changed: Arc<Notify>,
+    wake_outbox: Arc<Notify>,
+    stops: &'p Stops,
+}
+
+/// Holds what intake alone is built with.
+struct IntakeParts {
+    admission: watch::Receiver<AdmissionRules>,
+    retiring: watch::Receiver<BTreeSet<Address>>,
+    max_open: watch::Receiver<u64>,
+    flow: watch::Sender<Flow>,
+    settle: mpsc::Sender<Admitted>,
+    addresses: BTreeMap<AccountId, Address>,
+}
+
 impl Pipeline {
     /// Builds every stage and connects them.
     pub fn new<J: Journal + 'static>(seams: Seams<J>, settings: PipelineSettings, stops: &Stops) -> Self {
         let Seams { journal, chain, signers, publisher, markers, deliveries } = seams;
-        let PipelineSettings {
-            instance,
-            lease_ttl,
-            lanes,
-            mut admission,
-            retiring,
-            settle,
-            replies,
-            max_open,
-            upkeep: pace,
-        } = settings;
+        let PipelineSettings { instance, lease_ttl, lanes, admission, retiring, settle, replies, max_open, upkeep } =
+            settings;
         let (to_settle, from_intake) = mpsc::channel(HANDOVERS);
         let (to_settle_from_lanes, from_lanes) = mpsc::channel(HANDOVERS);
-        let (owners_changed, wake_outbox) = (Arc::new(Notify::new()), Arc::new(Notify::new()));
         let flow = watch::Sender::new(Flow::Paused);
         let serving = watch::Sender::new(Serving::Waiting("the broker is not connected".to_owned()));
-        let holds = watch::Sender::new(StandingHolds::default());
         let mut pipeline = Self {
             stages: Vec::new(),
             lanes: Vec::new(),
@@ -111,99 +122,152 @@ impl Pipeline {
             serving: serving.subscribe(),
             meters: Meters::default(),
         };
-
         let publisher: Arc<dyn Publisher> = Arc::new(ServedPublisher { publisher, serving: pipeline.serving.clone() });
+        let (holds, owners_changed, wake_outbox) = Default::default();
+        let parts = Parts { journal, publisher, holds, owners_changed, wake_outbox, stops };
 
         let addresses: BTreeMap<_, _> =
             lanes.iter().zip(&signers).map(|(lane, signer)| (lane.account, signer.address())).collect();
         for (settings, signer) in lanes.into_iter().zip(signers) {
-            let account = settings.account;
-            let signals = LaneSignals::new(pipeline.meters.lane.clone(), pipeline.serving.clone(), holds.clone());
-            let (chain, journal, settle) = (Arc::clone(&chain), journal.clone(), to_settle_from_lanes.clone());
-            let lane = Lane::new(settings, chain, signer, journal, settle, signals.clone());
-            pipeline.add("lane", &signals.beat, lane.run(stops.lanes.clone()));
-            pipeline.lanes.push((account, signals));
+            pipeline.add_lane(&parts, settings, (Arc::clone(&chain), signer), to_settle_from_lanes.clone());
         }
         // Settle ends when the last lane has ended.
         drop(to_settle_from_lanes);
+        pipeline.add_claim(&parts, instance.clone(), markers, serving);
+        pipeline.add_assignment(&parts, instance, lease_ttl);
+        let intake = IntakeParts { admission, retiring, max_open, flow, settle: to_settle, addresses };
+        pipeline.add_intake(&parts, intake, settle.park_delay, deliveries);
+        let (exchange, tracer) = (settle.names.events.clone(), settle.tracer.clone());
+        let shortest = settle.waits.iter().min().copied().unwrap_or(settle.park_delay);
+        let way = (settle.names.retry.clone(), settle.names.wait_queue(shortest));
+        let (settled, lost) = pipeline.add_settle(&parts, settle, from_intake, from_lanes);
+        pipeline.add_outbox(&parts, exchange, replies, tracer);
+        pipeline.add_watchers(&parts, settled, way, upkeep, lost);
+        pipeline
+    }
 
+    fn add_lane<J: Journal + 'static>(
+        &mut self,
+        parts: &Parts<'_, J>,
+        settings: LaneSettings,
+        (chain, signer): (Arc<dyn Chain>, Arc<dyn Signer>),
+        settle: mpsc::Sender<FromLane>,
+    ) {
+        let account = settings.account;
+        let signals = LaneSignals::new(self.meters.lane.clone(), self.serving.clone(), parts.holds.clone());
+        let lane = Lane::new(settings, chain, signer, parts.journal.clone(), settle, signals.clone());
+        self.add("lane", &signals.beat, lane.run(parts.stops.lanes.clone()));
+        self.lanes.push((account, signals));
+    }
+
+    fn add_claim<J: Journal + 'static>(
+        &mut self,
+        parts: &Parts<'_, J>,
+        instance: Instance,
+        markers: Arc<dyn MarkerQueue>,
+        serving: watch::Sender<Serving>,
+    ) {
         let beat = Heartbeat::default();
-        let claim =
-            Claim { instance: instance.clone(), journal: journal.clone(), markers, serving, beat: beat.clone() };
+        let claim = Claim { instance, journal: parts.journal.clone(), markers, serving, beat: beat.clone() };
         // What settle still has to publish at the end waits for it.
-        pipeline.add("claim", &beat, claim.run(stops.outbox.clone()));
+        self.add("claim", &beat, claim.run(parts.stops.outbox.clone()));
+    }
 
+    fn add_assignment<J: Journal + 'static>(&mut self, parts: &Parts<'_, J>, instance: Instance, ttl: Duration) {
         let beat = Heartbeat::default();
-        let (journal_of_instances, changed) = (journal.clone(), Arc::clone(&owners_changed));
-        let lanes = pipeline.of_lanes(assigned_lane);
-        let assignment =
-            Assignment { instance, ttl: lease_ttl, journal: journal_of_instances, lanes, changed, beat: beat.clone() };
-        pipeline.add("spreading", &beat, assignment.run(stops.lanes.clone()));
+        let (journal, changed) = (parts.journal.clone(), Arc::clone(&parts.owners_changed));
+        let lanes = self.of_lanes(assigned_lane);
+        let assignment = Assignment { instance, ttl, journal, lanes, changed, beat: beat.clone() };
+        self.add("spreading", &beat, assignment.run(parts.stops.lanes.clone()));
+    }
 
+    fn add_intake<J: Journal + 'static>(
+        &mut self,
+        parts: &Parts<'_, J>,
+        IntakeParts { mut admission, retiring, max_open, flow, settle, addresses }: IntakeParts,
+        park_delay: Duration,
+        deliveries: mpsc::Receiver<Delivery>,
+    ) {
         let beat = Heartbeat::default();
         let rules = admission.borrow_and_update().clone();
         let intake = Intake {
             rules,
             newer_rules: admission,
             retiring,
-            lanes: pipeline.of_lanes(|account, signals| intake_lane(account, &addresses, signals)),
-            journal: journal.clone(),
-            passages: journal.clone(),
-            serving: pipeline.serving.clone(),
-            holds: holds.subscribe(),
-            park_delay: settle.park_delay,
+            lanes: self.of_lanes(|account, signals| intake_lane(account, &addresses, signals)),
+            journal: parts.journal.clone(),
+            passages: parts.journal.clone(),
+            serving: self.serving.clone(),
+            holds: parts.holds.subscribe(),
+            park_delay,
             open: 0,
             open_by_route: BTreeMap::new(),
-            settle: to_settle,
+            settle,
             flow,
             max_open,
             beat: beat.clone(),
-            meter: pipeline.meters.intake.clone(),
+            meter: self.meters.intake.clone(),
         };
-        pipeline.add("intake", &beat, intake.run(deliveries, stops.intake.clone()));
+        self.add("intake", &beat, intake.run(deliveries, parts.stops.intake.clone()));
+    }
 
+    /// Returns what to notify when another instance may have settled something, and what watches over retries.
+    fn add_settle<J: Journal + 'static>(
+        &mut self,
+        parts: &Parts<'_, J>,
+        settings: SettleSettings,
+        from_intake: mpsc::Receiver<Admitted>,
+        from_lanes: mpsc::Receiver<FromLane>,
+    ) -> (Arc<Notify>, LostRetriesWatch) {
         let beat = Heartbeat::default();
-        let (exchange, tracer) = (settle.names.events.clone(), settle.tracer.clone());
-        let shortest = settle.waits.iter().min().copied().unwrap_or(settle.park_delay);
-        let way = (settle.names.retry.clone(), settle.names.wait_queue(shortest));
-        let ended = pipeline.of_lanes(|_, signals| Arc::clone(&signals.ended));
-        let (event_source, newer_retries) = (settle.event_source.clone(), settle.newer_retries.clone());
-        let (publisher_of_copies, outbox) = (Arc::clone(&publisher), Arc::clone(&wake_outbox));
-        let settle = Settle::new(settle, journal.clone(), publisher_of_copies, outbox, ended.clone(), beat.clone());
+        let ended = self.of_lanes(|_, signals| Arc::clone(&signals.ended));
+        let (event_source, tracer) = (settings.event_source.clone(), settings.tracer.clone());
+        let (newer_retries, outbox) = (settings.newer_retries.clone(), Arc::clone(&parts.wake_outbox));
+        let (journal, publisher) = (parts.journal.clone(), Arc::clone(&parts.publisher));
+        let settle = Settle::new(settings, journal, publisher, Arc::clone(&outbox), ended.clone(), beat.clone());
         let settled = settle.settled();
-        pipeline.meters.settle = settle.meter();
-        let lost = LostRetriesWatch {
-            journal: journal.clone(),
-            event_source,
-            tracer: tracer.clone(),
-            newer_retries,
-            outbox: Arc::clone(&wake_outbox),
-            ended,
-            meter: settle.meter(),
-        };
-        pipeline.add("settle", &beat, settle.run(from_intake, from_lanes));
+        let (journal, meter) = (parts.journal.clone(), settle.meter());
+        self.meters.settle = meter.clone();
+        self.add("settle", &beat, settle.run(from_intake, from_lanes));
+        (settled, LostRetriesWatch { journal, event_source, tracer, newer_retries, outbox, ended, meter })
+    }
 
+    fn add_outbox<J: Journal + 'static>(
+        &mut self,
+        parts: &Parts<'_, J>,
+        exchange: String,
+        replies: Arc<ReplyRules>,
+        tracer: Tracer,
+    ) {
         let beat = Heartbeat::default();
-        let accounts = pipeline.of_lanes(|account, signals| (account, signals.lease.subscribe()));
-        let (outbox, wake) = (journal.clone(), wake_outbox);
-        let publisher_of_passages = Arc::clone(&publisher);
-        let outbox =
-            OutboxStage { journal: outbox, publisher, exchange, replies, accounts, wake, beat: beat.clone(), tracer };
-        pipeline.add("outbox", &beat, outbox.run(stops.outbox.clone()));
+        let accounts = self.of_lanes(|account, signals| (account, signals.lease.subscribe()));
+        let (journal, wake) = (parts.journal.clone(), Arc::clone(&parts.wake_outbox));
+        let publisher = Arc::clone(&parts.publisher);
+        let outbox = OutboxStage { journal, publisher, exchange, replies, accounts, wake, beat: beat.clone(), tracer };
+        self.add("outbox", &beat, outbox.run(parts.stops.outbox.clone()));
+    }
 
-        let standing = HoldsStage { journal: journal.clone(), standing: holds };
-        pipeline.stages.push(Stage { name: "holds", beat: None, run: Box::pin(standing.run(stops.outbox.clone())) });
-
-        if let Some(changes) = journal.changes() {
-            let wakes = pipeline.of_lanes(|_, signals| Arc::clone(&signals.wake));
-            let news = pass_on(changes, owners_changed, wakes, settled, stops.outbox.clone());
-            pipeline.stages.push(Stage { name: "news", beat: None, run: Box::pin(news) });
+    /// Adds the stages without a heartbeat: operators' holds, the news of other instances, the upkeep.
+    fn add_watchers<J: Journal + 'static>(
+        &mut self,
+        parts: &Parts<'_, J>,
+        settled: Arc<Notify>,
+        way: (String, String),
+        pace: Pace,
+        lost: LostRetriesWatch,
+    ) {
+        let stop = &parts.stops.outbox;
+        let standing = HoldsStage { journal: parts.journal.clone(), standing: parts.holds.clone() };
+        self.stages.push(Stage { name: "holds", beat: None, run: Box::pin(standing.run(stop.clone())) });
+        if let Some(changes) = parts.journal.changes() {
+            let wakes = self.of_lanes(|_, signals| Arc::clone(&signals.wake));
+            let news = pass_on(changes, Arc::clone(&parts.owners_changed), wakes, settled, stop.clone());
+            self.stages.push(Stage { name: "news", beat: None, run: Box::pin(news) });
         }
-        let lanes = pipeline.of_lanes(|_, signals| signals.state.subscribe());
-        let (publisher, serving) = (publisher_of_passages, pipeline.serving.clone());
-        let upkeep = UpkeepStage { journal, publisher, way, pace, lanes, serving, lost };
-        pipeline.stages.push(Stage { name: "upkeep", beat: None, run: Box::pin(upkeep.run(stops.outbox.clone())) });
-        pipeline
+        let lanes = self.of_lanes(|_, signals| signals.state.subscribe());
+        let (journal, publisher) = (parts.journal.clone(), Arc::clone(&parts.publisher));
+        let upkeep = UpkeepStage { journal, publisher, way, pace, lanes, serving: self.serving.clone(), lost };
+        self.stages.push(Stage { name: "upkeep", beat: None, run: Box::pin(upkeep.run(stop.clone())) });
     }
 
     fn add(

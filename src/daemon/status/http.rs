@@ -34,7 +34,7 @@ const READ_LIMIT: Duration = Duration::from_secs(5);
 const CONNECTION_LIMIT: Duration = Duration::from_secs(15);
 /// Bytes of a request's first line and headers.
 const REQUEST_BYTES: usize = 16 << 10;
-/// How often an address is tried that is taken, and the pause after a connection that cannot be accepted.
+/// The pause between tries of an address that is taken, and after a connection that cannot be accepted.
 const BIND_AGAIN: Duration = Duration::from_secs(10);
 const ACCEPT_AGAIN: Duration = Duration::from_millis(200);
 

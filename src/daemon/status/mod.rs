@@ -4,6 +4,7 @@
 mod ask;
 mod gauges;
 mod http;
+mod line;
 mod observer;
 mod recent;
 mod report;
@@ -11,6 +12,7 @@ mod requests;
 
 pub use ask::ask;
 pub use http::serve;
+pub use line::status_line;
 pub use observer::{LaneView, Observer, Sources};
 pub use recent::{RecentLine, RecentLines};
 #[cfg(test)]

@@ -20,9 +20,9 @@ use crate::observe::metrics::{IntakeMeter, Metrics, SettleMeter};
 use crate::stages::claim::Serving;
 use crate::stages::lane::LaneState;
 
-/// How often the journal is read.
+/// The interval between reads of the journal.
 const JOURNAL_POLL: Duration = Duration::from_secs(5);
-/// How often a node is asked for the balances.
+/// The interval between reads of the balances.
 const BALANCE_POLL: Duration = Duration::from_secs(60);
 
 #[derive(Debug, Clone)]
@@ -40,7 +40,7 @@ pub struct Sources {
     pub broker: watch::Receiver<BrokerState>,
     pub prefetch: watch::Receiver<PrefetchState>,
     pub flow: watch::Receiver<Flow>,
-    /// Whether this journal serves the queue.
+    /// Says whether this journal serves the queue.
     pub serving: watch::Receiver<Serving>,
     pub lanes: Vec<LaneView>,
     /// Accounts that take no new messages.

@@ -9,7 +9,7 @@ use crate::journal::JournalOverview;
 use crate::model::text::counted;
 use crate::model::{Address, BlockNumber, Nonce, Timestamp, Wei};
 
-/// How a worker stands. Times are RFC 3339, amounts decimal texts in wei.
+/// Shows a worker. Times are RFC 3339, amounts decimal texts in wei.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct WorkerReport {
     pub worker: String,
@@ -46,10 +46,10 @@ pub struct BrokerReport {
     pub deliveries_wanted: bool,
     /// Requests whose deliveries this instance holds unacknowledged.
     pub deliveries_held: u64,
-    /// How many it may hold now.
+    /// The number that it may hold now.
     #[serde(default)]
     pub prefetch: u16,
-    /// What keeps that from being more.
+    /// The limit that keeps it from being more.
     #[serde(default)]
     pub prefetch_limit: Option<PrefetchLimit>,
 }
@@ -72,14 +72,14 @@ pub struct LaneReport {
     #[serde(default)]
     pub throttled: Option<String>,
     pub in_flight: u64,
-    /// How many may wait for a block now.
+    /// The number that may wait for a block now.
     pub window: u64,
-    /// What keeps that from being more: `start`, `blocks`, `pool` or `in_flight`.
+    /// The limit that keeps it from being more: `start`, `blocks`, `pool` or `in_flight`.
     #[serde(default)]
     pub window_limit: String,
     pub next_nonce: Option<Nonce>,
     pub head: Option<BlockNumber>,
-    /// That block's own time.
+    /// The time that the block itself names.
     pub head_at: Option<Timestamp>,
     /// The most that a transaction would offer now for one unit of gas.
     pub fee_wei: Option<String>,

@@ -1,0 +1,70 @@
+//! Messages that are refused: for the first time, or again as the journal has it.
+
+use crate::broker::{AckToken, Delivery};
+use crate::journal::{JournalError, RecordedRefusal, RefusalKey};
+use crate::model::headers::header;
+use crate::model::{BodyHash, Generation, Message, RequestId, Timestamp};
+use crate::policy::admission::{Refusal, admit, sheltered};
+use crate::policy::arrival::Verdict;
+use crate::stages::intake::Intake;
+use crate::stages::settle::inbox::{Admitted, Refused, refused_id};
+
+impl Intake {
+    pub(super) async fn refuse(&self, message: Message, refusal: Refusal, token: AckToken) {
+        self.meter.deliveries.count(Some(Verdict::Unroutable));
+        let recorded = RecordedRefusal { id: refused_id(), cause: refusal.cause };
+        self.pass_on_refused(message, refusal.id, recorded, token, false).await;
+    }
+
+    async fn pass_on_refused(
+        &self,
+        message: Message,
+        named: Option<RequestId>,
+        RecordedRefusal { id, cause }: RecordedRefusal,
+        token: AckToken,
+        is_recorded: bool,
+    ) {
+        let generation = Generation::read_from(&message.headers).unwrap_or_default();
+        let shown = named.as_ref().unwrap_or(&id);
+        let account = self.account_of(BodyHash::of(shown.as_str().as_bytes()).as_bytes());
+        let taken_at = Timestamp::now();
+        let refused = Refused { id, named, generation, message, cause, account, taken_at, token, is_recorded };
+        self.pass_on(Admitted::Refused(Box::new(refused))).await;
+    }
+
+    /// Refuses those again that the journal has as refused from an earlier delivery, and returns the others. A letter that came
+    /// back by hand is no such delivery.
+    pub(super) async fn refuse_again(&self, batch: Vec<Delivery>) -> Result<Vec<Delivery>, JournalError> {
+        let keys: Vec<_> = batch.iter().map(|delivery| self.refusal_key(delivery)).collect();
+        let known = keys.iter().flatten().cloned().collect::<Vec<_>>();
+        if known.is_empty() {
+            return Ok(batch);
+        }
+        let recorded = self.journal.refused_before(known).await?;
+        let mut others = Vec::with_capacity(batch.len());
+        for (delivery, key) in batch.into_iter().zip(keys) {
+            let newest = key.and_then(|key| recorded.iter().rev().find(|(known, _)| *known == key).cloned());
+            match newest {
+                Some((key, recorded)) => {
+                    self.meter.deliveries.count(Some(Verdict::Unroutable));
+                    let Delivery { message, token, .. } = delivery;
+                    self.pass_on_refused(message, Some(key.named), recorded, token, true).await;
+                }
+                None => others.push(delivery),
+            }
+        }
+        Ok(others)
+    }
+
+    fn refusal_key(&self, Delivery { message, is_redelivered, .. }: &Delivery) -> Option<RefusalKey> {
+        if !is_redelivered || message.headers.contains_key(header::DEAD_AT) {
+            return None;
+        }
+        let named = match sheltered(|| admit(&self.rules, message)) {
+            Ok(candidate) => candidate.id,
+            Err(refusal) => refusal.id?,
+        };
+        let generation = Generation::read_from(&message.headers).unwrap_or_default();
+        Some(RefusalKey { named, body_hash: BodyHash::of(&message.body), generation })
+    }
+}
