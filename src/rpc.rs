@@ -76,11 +76,11 @@ pub(crate) enum RpcError {
     Nonsense(String),
 }
 
-/// What a server said instead of a result. Whose fault that is, `policy/classify` says.
+/// Holds what a server said instead of a result. `policy/classify` decides whose fault that is.
 #[derive(Debug, Clone, PartialEq)]
 pub(crate) struct Refusal {
     pub(crate) status: u16,
-    /// How long to wait, at most [`MAX_RETRY_AFTER`].
+    /// The wait that the server asks for, at most [`MAX_RETRY_AFTER`].
     pub(crate) retry_after: Option<Duration>,
     /// The code of the JSON-RPC error; none where only the status speaks.
     pub(crate) code: Option<i64>,

@@ -98,7 +98,7 @@ pub struct WorkerSection {
     pub organisation: String,
     pub instance: String,
     pub max_open: u64,
-    /// How long a stop may take.
+    /// Limits the time of a stop.
     pub drain_deadline: Duration,
 }
 
@@ -118,7 +118,7 @@ pub struct TracesSettings {
 #[derive(Debug, Clone)]
 pub struct JournalSection {
     pub address: JournalAddress,
-    /// How long settled requests are kept.
+    /// Keeps settled requests for this long.
     pub retention: Duration,
     /// Published events are kept for so long.
     pub keep_events: Duration,

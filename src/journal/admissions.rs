@@ -31,7 +31,7 @@ pub struct Arrival {
     pub account: AccountId,
     /// Where set, requests of the same key wait for those before them.
     pub order_key: Option<OrderKey>,
-    /// When it ceases to be of use. A retry keeps what was stored, like what it asks for.
+    /// The end of its use. A retry keeps what was stored, like what it asks for.
     pub not_after: Option<Timestamp>,
     /// The name of the route that it came by. A retry keeps what was stored.
     pub route: String,

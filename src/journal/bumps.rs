@@ -37,7 +37,7 @@ pub struct AnsweredBump {
     pub request: RequestSeq,
     /// The replacement with the higher price; `None` where there is none.
     pub signed: Option<(Nonce, SignedTransaction)>,
-    /// For a person.
+    /// Words for a person, which no program reads.
     pub text: String,
 }
 

@@ -86,7 +86,7 @@ pub struct Statement<'s> {
     /// Names the attempt in an error.
     pub doing: &'static str,
     pub sql: &'s str,
-    /// `$1` and on.
+    /// The values of `$1` and on.
     pub values: &'s [Value<'s>],
     pub rows: Option<&'s Rows<'s>>,
 }

@@ -78,7 +78,7 @@ impl JournalError {
 pub struct JournalCondition {
     /// Settings under which what was committed may be lost, each with what to do about it.
     pub concerns: Vec<String>,
-    /// Its own clock, where it has one.
+    /// The broker's or the database's own clock, where it has one.
     pub clock: Option<Timestamp>,
 }
 

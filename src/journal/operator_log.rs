@@ -22,7 +22,7 @@ pub struct LogEntry {
     pub reason: String,
     #[serde(flatten)]
     pub subject: Subject,
-    /// For a person.
+    /// Words for a person, which no program reads.
     pub detail: String,
 }
 

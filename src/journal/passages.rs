@@ -15,13 +15,13 @@ pub struct Passage {
     pub state: Newest,
 }
 
-/// What passages have shown.
+/// Holds what passages have shown.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Proof {
     pub newest: Option<Passage>,
     /// Those that have come out, of the last ones.
     pub passed: Vec<Newest>,
-    /// When the journal was made.
+    /// The time at which the journal was made.
     pub made_at: Option<Timestamp>,
 }
 

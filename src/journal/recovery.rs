@@ -36,7 +36,7 @@ pub struct Recovery {
     pub to_block: BlockNumber,
 }
 
-/// What the journal knows of transactions that are not its own.
+/// Holds what the journal knows of transactions that are not its own.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct ForeignUse {
     pub recovery: Option<Recovery>,
@@ -63,7 +63,7 @@ pub struct RecoveredAccount {
     pub first_nonce: Nonce,
     /// All below it are taken, and final.
     pub next_nonce: Nonce,
-    /// Its writes in the blocks that were read.
+    /// The account's writes in the blocks that were read.
     pub writes: Vec<RecoveredWrite>,
 }
 

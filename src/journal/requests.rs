@@ -33,7 +33,7 @@ pub struct QueuedRequest {
     /// The copy accepted last.
     pub generation: Generation,
     pub turn: i64,
-    /// When it came for the first time.
+    /// The time of its first delivery.
     pub received_at: Timestamp,
     pub accepted_at: Timestamp,
     pub body: Bytes,

@@ -11,7 +11,7 @@ use crate::journal::error::Result;
 use crate::journal::operator_log::{self, Subject};
 use crate::model::{Act, Order, RequestId, Timestamp};
 
-/// Which events.
+/// Selects events.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum EventSelection {
     Of(RequestId),
@@ -28,7 +28,6 @@ pub struct SentEvent {
     pub sent_at: Timestamp,
 }
 
-/// Counts a selection.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct EventCounts {
     pub kept: u64,

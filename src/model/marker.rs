@@ -26,7 +26,7 @@ pub struct StartToken(pub String);
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Start {
     pub journal: JournalId,
-    /// From 1.
+    /// Counts from 1.
     pub number: u64,
     pub token: StartToken,
 }
@@ -46,14 +46,14 @@ pub struct Adoption {
     pub from: MarkedStart,
 }
 
-/// What the marker's message says.
+/// Holds what the marker's message says.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Marker {
     pub journal: JournalId,
     /// The number of the start.
     pub start: u64,
     pub token: StartToken,
-    /// What its operators call the instance.
+    /// The name that operators gave the instance.
     pub worker: String,
     pub host: String,
     pub pid: u32,

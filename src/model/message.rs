@@ -81,7 +81,7 @@ pub struct ReplayNote<'a> {
     pub replay: u32,
     pub by: &'a str,
     pub at: Timestamp,
-    /// May be empty.
+    /// Empty where the operator gave none.
     pub reason: &'a str,
 }
 

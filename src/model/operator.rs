@@ -36,7 +36,7 @@ impl From<&str> for Operator {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Order {
     pub by: Operator,
-    /// May be empty.
+    /// Empty where the operator gave none.
     pub reason: String,
 }
 

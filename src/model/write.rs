@@ -9,7 +9,7 @@ use crate::model::ids::{Address, BlockNumber, BodyHash, Gas, Nonce, TxHash, Wei,
 pub enum GasRule {
     /// The node's estimate and a margin.
     Estimate {
-        /// In percent.
+        /// The share on top of the estimate, in percent.
         margin: u32,
     },
     /// Always this much; nothing is simulated.
@@ -66,7 +66,6 @@ pub struct RecoveredWrite {
     pub block_number: BlockNumber,
     /// The hash of its calldata; where it was a batch, of the calldata that the request would have had alone.
     pub data_hash: BodyHash,
-    /// Whom it calls.
     pub to: Address,
     pub value: Wei,
 }

@@ -278,7 +278,7 @@ impl ErrorTable {
     }
 }
 
-/// What an answer without a result is about.
+/// Says what an answer without a result is about.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Fault {
     /// The call: another endpoint may well say the same.

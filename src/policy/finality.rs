@@ -4,11 +4,11 @@ use crate::model::BlockNumber;
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum FinalityRule {
-    /// When this many blocks stand on top of it.
+    /// Counts it once this many blocks stand on top of it.
     Depth(u64),
-    /// When the node calls it `safe`.
+    /// Counts it once the node calls it `safe`.
     Safe,
-    /// When the node calls it `finalized`.
+    /// Counts it once the node calls it `finalized`.
     Finalized,
 }
 

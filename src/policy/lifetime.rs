@@ -7,7 +7,7 @@ use crate::model::headers::header;
 use crate::model::{Cause, HeaderValue, Message, Reason, Timestamp};
 use crate::policy::postpone::{LATEST, time_in};
 
-/// How long a message is of use.
+/// Limits the time for which a message is of use.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct Lifetime {
     ends: Option<Timestamp>,

@@ -106,11 +106,11 @@ words!(
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Throttled {
     pub limit: Limit,
-    /// When there is room for it again; `None`: when others are final.
+    /// The time until there is room for it again; `None`: when others are final.
     pub again_in: Option<Duration>,
 }
 
-/// How many of those that were asked for may be begun: the first ones.
+/// Grants the first of those that were asked for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Granted {
     pub count: usize,
@@ -123,7 +123,7 @@ pub struct Granted {
 pub struct Usage {
     pub now_us: i64,
     pub live: u64,
-    /// When a whole second's writes may go at once again.
+    /// The time at which a whole second's writes may go at once again.
     pub whole_at_us: i64,
     /// Within [`HOUR`].
     pub gas: Sums,

@@ -9,7 +9,7 @@ use crate::model::marker::{Adoption, JournalId, Marker};
 /// An adoption counts for so long. It is made just before a start, and a copy of the journal may keep it.
 const ADOPTION: Duration = Duration::from_secs(24 * 3600);
 
-/// What the journal knows when a marker was found.
+/// Holds what the journal knows when a marker was found.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Standing {
     pub journal: JournalId,
@@ -20,7 +20,7 @@ pub struct Standing {
     pub adoption: Option<Adoption>,
 }
 
-/// What to do about the marker.
+/// Says what to do about the marker.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Ruling<'m> {
     /// Nothing has served the queue yet: leave the first marker.

@@ -13,7 +13,7 @@ const IN_RETENTION: u32 = 24;
 pub const KEPT: u32 = 32;
 /// Passages in the time for which a consumer may hold a message, at most: two that are further apart are among those kept.
 const IN_HOLD: u32 = KEPT / 2;
-/// What a consumer held that died is back in the queue after this: heartbeats end its connection within 30 s.
+/// After this, what a dead consumer held is back in the queue: heartbeats end its connection within 30 s.
 pub const GRACE: Duration = Duration::from_secs(60);
 /// A passage without a publisher confirm is published again after this.
 const REPUBLISH: Duration = Duration::from_secs(60);
@@ -90,7 +90,7 @@ pub fn lost_if_confirmed_by(taken_in: Timestamp, longest_wait: Duration, hold: D
     taken_in.before(longest_wait.saturating_add(hold))
 }
 
-/// What to send now.
+/// Says what to send now.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Next {
     Nothing,

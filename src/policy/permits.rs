@@ -31,7 +31,7 @@ pub struct Allowed {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Named {
     pub selector: [u8; 4],
-    /// Its name and the types of its arguments.
+    /// The function's name and the types of its arguments.
     pub signature: String,
 }
 

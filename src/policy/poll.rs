@@ -40,7 +40,7 @@ impl PollRule {
     }
 }
 
-/// How fast blocks come, by the monotonic clock: what a block says of its time may be anything.
+/// Measures the interval between blocks by the monotonic clock: what a block says of its time may be anything.
 #[derive(Debug, Clone, Copy, Default)]
 pub struct BlockPace {
     last: Option<(BlockNumber, Instant)>,

@@ -18,7 +18,7 @@ pub enum Lasting {
     Malformed,
 }
 
-/// What the price of a transaction lacks.
+/// Says what the price of a transaction lacks.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Lack {
     /// The tip is below what the node takes; the least, where it names that.

@@ -22,7 +22,7 @@ enum State {
     },
     /// A round failed as a whole: one at a time until a node takes one.
     Apart,
-    /// Until then.
+    /// Lasts until then.
     Single(Instant),
 }
 

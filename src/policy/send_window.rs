@@ -17,7 +17,7 @@ const DECAY: usize = 8;
 /// After pools had no room, more is tried as many blocks later; each time in vain doubles that, up to the other.
 const PAUSE: (u32, u32) = (1, 16);
 
-/// What keeps the window from being larger.
+/// Names the limit of the window.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub enum WindowLimit {
     /// No block has shown yet what it holds.
@@ -27,7 +27,7 @@ pub enum WindowLimit {
     Blocks,
     /// Pools keep no more.
     Pool,
-    /// The configuration.
+    /// The configuration allows no more.
     InFlight,
 }
 
@@ -56,14 +56,14 @@ impl fmt::Display for WindowLimit {
 
 #[derive(Debug)]
 pub struct SendWindow {
-    /// What the operator allows.
+    /// The operator's limit.
     limit: usize,
     size: usize,
     /// The most that a block has held of ours.
     in_block: usize,
-    /// What pools kept when they last had no room for more; grows again.
+    /// The number that pools kept when they last had no room for more; grows again.
     room: Option<usize>,
-    /// That number as it was seen.
+    /// The number as it was seen, which does not grow.
     kept: usize,
     /// Blocks until more is tried, and how many it was the last time.
     pause: (u32, u32),

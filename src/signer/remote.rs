@@ -29,7 +29,7 @@ const AT_ONCE: usize = 32;
 /// Says what a server serves.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum RemoteKind {
-    /// Web3Signer, and nodes.
+    /// Web3Signer and nodes sign by `eth_signTransaction`.
     Eth,
     Clef,
 }

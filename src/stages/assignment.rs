@@ -16,9 +16,9 @@ use crate::model::Heartbeat;
 use crate::policy::assignment::spread;
 use crate::policy::retry_schedule::RetryPauses;
 
-/// How often in each `lease.ttl` an instance registers.
+/// Registrations of an instance in each `lease.ttl`.
 const REGISTERS: u32 = 3;
-/// How often it reads the other instances in each of these intervals.
+/// Reads of the other instances in each of these intervals.
 const CHECKS: u32 = 5;
 /// Between checks for instances whose processes have ended, and between heartbeats.
 const BEAT: Duration = Duration::from_millis(250);
@@ -44,7 +44,7 @@ pub struct AssignedLane {
 
 pub struct Assignment {
     pub instance: Instance,
-    /// How long a registration counts, and a lease without renewal.
+    /// The time for which a registration counts, and a lease without renewal.
     pub ttl: Duration,
     pub journal: Arc<dyn Instances>,
     pub lanes: Vec<AssignedLane>,
@@ -157,7 +157,7 @@ struct Memory {
     health: BTreeMap<AccountId, AccountHealth>,
 }
 
-/// How well this instance can work an account.
+/// Rates how well this instance can work an account.
 #[derive(Debug)]
 struct AccountHealth {
     cut_off_since: Option<Instant>,

@@ -27,20 +27,20 @@ use crate::policy::retry_schedule::RetryPauses;
 
 /// First and longest pause between tries while the broker is away.
 const TRY_AGAIN: (Duration, Duration) = (Duration::from_millis(100), Duration::from_secs(15));
-/// How soon a refused journal asks again.
+/// The pause before a refused journal asks again.
 const ASK_AGAIN: Duration = Duration::from_secs(30);
-/// How often the marker is read once this journal serves the queue.
+/// The interval between reads of the marker once this journal serves the queue.
 const LOOK_AGAIN: Duration = Duration::from_secs(600);
-/// How often a refusal that lasts is logged.
+/// The interval between lines about a refusal that lasts.
 const LOG_AGAIN: Duration = Duration::from_secs(600);
-/// How long a publish waits for the claim.
+/// Limits the time for which a publish waits for the claim.
 const PATIENCE: Duration = Duration::from_secs(5);
-/// What waits to be published asks again after this.
+/// The pause before a publish asks the claim again.
 const PUBLISH_AGAIN: Duration = Duration::from_millis(50);
 /// Longest interval between heartbeats.
 const BEAT: Duration = Duration::from_secs(1);
 
-/// Whether this journal serves the queue.
+/// Says whether this journal serves the queue.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Serving {
     /// The broker has not been asked yet; the text says why, where there is a reason.
@@ -71,7 +71,7 @@ pub struct Claim {
     pub beat: Heartbeat,
 }
 
-/// What lasts from step to step.
+/// Holds what lasts from step to step.
 struct Memory {
     start: Start,
     at: Timestamp,

@@ -10,7 +10,6 @@ use tracing::{info, warn};
 
 use crate::journal::{Hold, Holds, JournalError, StandingHolds};
 
-/// Interval between reads.
 const CHECK: Duration = Duration::from_secs(1);
 
 pub struct HoldsStage {

@@ -38,7 +38,7 @@ const PAUSE: (Duration, Duration) = (Duration::from_millis(200), Duration::from_
 /// Batches of replies on their way at once, and those of them to queues that have refused: the others keep some room.
 const REPLIES: usize = 16;
 const REPLIES_AFTER_A_REFUSAL: usize = 8;
-/// How long a stop waits for replies that are on their way.
+/// Limits the time for which a stop waits for replies that are on their way.
 const LAST_REPLIES: Duration = Duration::from_secs(2);
 
 pub struct OutboxStage {

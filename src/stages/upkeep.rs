@@ -29,7 +29,7 @@ use crate::stages::lost_retries::LostRetriesWatch;
 
 /// Rows deleted in one commit.
 const ROWS: u32 = 512;
-/// How often it is logged that the clock is not trusted.
+/// The interval between lines that the clock is not trusted.
 const LOG_AGAIN: Duration = Duration::from_secs(3600);
 /// A passage's type, by which people know it.
 const KIND: &str = "chainwriter.passage";
@@ -38,14 +38,13 @@ const KIND: &str = "chainwriter.passage";
 pub trait UpkeepJournal: Upkeep + Passages {}
 impl<T: Upkeep + Passages> UpkeepJournal for T {}
 
-/// How long things take.
+/// Holds the intervals of the upkeep.
 #[derive(Debug, Clone, Copy)]
 pub struct Pace {
-    /// What ended is kept for so long at least.
+    /// Keeps what ended for this long at least.
     pub kept: Duration,
     /// Published events are kept for so long.
     pub events_kept: Duration,
-    /// Interval between passages.
     pub interval: Duration,
     /// The longest delay of a wait queue.
     pub longest_wait: Duration,
@@ -53,7 +52,6 @@ pub struct Pace {
     pub hold: Duration,
     /// For what a consumer was given just before a passage came out.
     pub grace: Duration,
-    /// Interval between steps.
     pub step: Duration,
 }
 
@@ -78,14 +76,14 @@ pub struct UpkeepStage {
     pub lost: LostRetriesWatch,
 }
 
-/// What lasts from step to step.
+/// Holds what lasts from step to step.
 #[derive(Default)]
 struct Memory {
     /// The first block that each lane saw.
     first_heads: Vec<Option<u64>>,
-    /// What passages had shown at the first step.
+    /// The state of the passages at the first step.
     at_start: Option<Option<Timestamp>>,
-    /// What they have shown since, and from when on it is used.
+    /// The state of the passages since then, and from when on it is used.
     shown: Option<(Timestamp, Instant)>,
     logged_at: Option<Instant>,
 }

@@ -12,7 +12,7 @@ use tracing::warn;
 /// Instances lock the file for milliseconds. Whatever takes longer is reported, and again after each `AGAIN`.
 const FIRST: Duration = Duration::from_secs(2);
 const AGAIN: Duration = Duration::from_secs(10);
-/// Between tries.
+/// The longest pause between two tries.
 const LONGEST_PAUSE_MS: i32 = 50;
 
 /// Waits for locks on a file, for one connection.

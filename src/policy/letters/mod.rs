@@ -31,11 +31,11 @@ pub struct Letter {
     pub reason: String,
     pub detail: String,
     pub generation: Generation,
-    /// When it became a dead letter, if it says so.
+    /// The time at which it became a dead letter, if it says so.
     pub died_at: Option<Timestamp>,
     pub body_hash: BodyHash,
     pub body_bytes: u64,
-    /// How its message came into the work queue; the default exchange where it does not say.
+    /// The way of its message into the work queue; the default exchange where it does not say.
     pub origin: Origin,
     /// Set where it does not say with which routing key it was published, and a route depends on that.
     pub lacks_origin: bool,

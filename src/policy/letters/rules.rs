@@ -17,7 +17,7 @@ pub struct ReplayRules {
 pub struct ReplayRule {
     class: Option<String>,
     reason: Option<String>,
-    /// How long a letter must have been dead.
+    /// Requires that a letter has been dead for this long.
     pub after: Duration,
     /// Highest number of replays of a message, manual ones included.
     pub up_to: u32,
@@ -71,7 +71,7 @@ pub fn due(rules: &[ReplayRule], letter: &Letter, now: Timestamp) -> Due {
 pub struct LastLook {
     /// Letters that it left; `None` where it did not reach the end.
     pub letters: Option<u64>,
-    /// When the next of them is due.
+    /// The time at which the next of them is due.
     pub next: Option<Timestamp>,
     pub at: Timestamp,
 }
