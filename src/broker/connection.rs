@@ -14,7 +14,6 @@ use crate::broker::BrokerError;
 use crate::broker::access::{Access, Obstacle, Pass};
 use crate::broker::address::{UriSource, host_and_port, shown};
 use crate::broker::hosts::{PATIENCE, first_to_answer};
-use crate::broker::inspection::TAKES_NO_MESSAGES;
 use crate::broker::token::Token;
 use crate::broker::topology::{Topology, TopologyMode};
 use crate::broker::{readable, tls};
@@ -22,6 +21,7 @@ use crate::model::text::cleaned;
 
 /// Limits the text of a broker's error, in bytes.
 pub(super) const LONGEST_DETAIL_BYTES: usize = 1024;
+pub(super) const TAKES_NO_MESSAGES: &str = "it takes no messages now: its alarm for memory or disk is on";
 /// Silence of a host after which an operator hears what is waited for. A broker answers within milliseconds.
 const SILENCE: Duration = Duration::from_secs(2);
 

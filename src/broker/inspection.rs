@@ -4,14 +4,12 @@ use lapin::options::{BasicConsumeOptions, BasicPublishOptions, BasicQosOptions, 
 use lapin::types::{AMQPValue, FieldTable};
 use lapin::{BasicProperties, Channel};
 
-use crate::broker::connection::{BrokerSettings, Connected, broker_detail};
+use crate::broker::connection::{BrokerSettings, Connected, TAKES_NO_MESSAGES, broker_detail};
 use crate::broker::declare::ObjectFault;
 use crate::broker::{BrokerError, TopologyMode};
 
 /// Consumer tag and routing key of a probe, if the broker took it.
 const PROBE: &str = "chainwriter.probe";
-
-pub(super) const TAKES_NO_MESSAGES: &str = "it takes no messages now: its alarm for memory or disk is on";
 
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Inspection {
