@@ -41,6 +41,20 @@ pub enum Scope {
     Header(String),
 }
 
+impl Scope {
+    /// Returns whether nothing that is sure of a message says its scope, where nothing says how it came into the work queue: then its
+    /// headers of ours may be its producer's.
+    pub fn depends_on_origin(&self, message: &Message) -> bool {
+        match self {
+            Self::None | Self::Header(_) => false,
+            Self::Exchange => true,
+            Self::UserId => {
+                message.properties.user_id.is_none() && message.headers.contains_key(header::ORIGINAL_USER_ID)
+            }
+        }
+    }
+}
+
 /// Says what messages of one ordering key wait for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Ordering {

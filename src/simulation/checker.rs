@@ -14,6 +14,7 @@ use crate::policy::limits::Limits;
 use crate::simulation::ledger::{Decoded, Effect};
 use crate::simulation::nodes::has_its_hash;
 use crate::simulation::queues::{Queued, Taken, text};
+use crate::simulation::scopes::Scopes;
 use crate::simulation::settings::HIGHEST_FEE;
 use crate::simulation::store::{EventRecord, RequestRow, SignedRecord, Store, TransactionRow};
 use crate::simulation::workload::{Behaviour, Body};
@@ -79,6 +80,8 @@ pub(super) struct Checker {
     pub(super) was_restored: bool,
     /// The dead letters that there were then.
     pub(super) dead_before_restore: BTreeSet<(String, Generation)>,
+    /// Whose ids are told apart, in some of the runs.
+    pub(super) scopes: Option<Scopes>,
 }
 
 impl Checker {
@@ -249,6 +252,11 @@ impl World {
                     world.violated(format!("4: nonce {:?} is taken and the next is {next}", nonces.last()));
                 }
             }
+            let is_strange =
+                |row: &&RequestRow| !row.is_refused && !world.checker.published.contains_key(row.id.as_str());
+            if let Some(strange) = store.requests().values().find(is_strange) {
+                world.violated(format!("11: {} is taken in, and no producer has published it", strange.id));
+            }
             if let Some(held) = store.record().signed_on_hold.first() {
                 world.violated(format!("hold: {held} is signed while an operator holds it"));
             }
@@ -332,6 +340,9 @@ impl World {
             self.violated(format!("16: {id} says that it was sent back, and its producer made that up"));
         }
         self.note(format!("the broker takes {id} {} {taken:?} {class}.{reason}", copy.generation()));
+        if let Some(found) = self.checker.scopes.as_ref().and_then(|scopes| scopes.other_id(&copy.message)) {
+            self.violated(format!("11: a copy of {id} says that it is {found}"));
+        }
         let behaviour = Body::read(&copy.message.body).map_or(Behaviour::Runs, |body| body.behaviour);
         let is_conflict = is_conflict(copy);
         // A parked copy still says what an earlier one failed for.
@@ -608,12 +619,17 @@ impl World {
     }
 
     fn check_events(&mut self, store: &Store) {
+        let bodies = self.queues.events.iter().map(|event| serde_json::from_slice::<serde_json::Value>(&event.body));
+        let events: Vec<_> = bodies.filter_map(Result::ok).collect();
+        for event in events.iter().filter(|event| event["data"]["refused"] != true) {
+            let subject = event["subject"].as_str().unwrap_or_default();
+            if !self.checker.published.contains_key(subject) {
+                self.violated(format!("events: one is about {subject}, which no producer has published"));
+            }
+        }
         for row in store.requests().values() {
-            let final_ids: BTreeSet<_> = self
-                .queues
-                .events
+            let final_ids: BTreeSet<_> = events
                 .iter()
-                .filter_map(|event| serde_json::from_slice::<serde_json::Value>(&event.body).ok())
                 .filter(|event| event["subject"] == row.id.as_str())
                 .filter(|event| event["type"] == "io.chainwriter.request.final.v1")
                 .map(|event| event["id"].to_string())

@@ -26,6 +26,7 @@ mod outages;
 pub(crate) mod pools;
 mod queues;
 mod restored;
+mod scopes;
 mod settings;
 mod signer;
 mod store;

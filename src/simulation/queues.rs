@@ -12,6 +12,7 @@ use crate::broker::{AckToken, Delivery, EndDelivery, Flow, Names, Outgoing, Publ
 use crate::model::headers::header;
 use crate::model::{Generation, HeaderValue, Marker, Message, Origin};
 use crate::simulation::letters::{DeliveryLimit, GivenUp};
+use crate::simulation::workload::Body;
 use crate::simulation::world::{Odds, Shared, World};
 
 /// After this a publisher gives up on a confirm.
@@ -45,8 +46,10 @@ impl From<Message> for Queued {
 }
 
 impl Queued {
+    /// Returns the request's id with its scope, as it was published: by the body, which nothing changes.
     pub(super) fn id(&self) -> &str {
-        self.message.properties.message_id.as_deref().unwrap_or_default()
+        let properties = &self.message.properties;
+        Body::id_in(&self.message.body).or(properties.message_id.as_deref()).unwrap_or_default()
     }
 
     /// Nobody waits for it.
@@ -397,6 +400,9 @@ impl SimPublisher {
 /// False when no queue takes it.
 fn route(world: &mut World, names: &Names, delays: &[Duration], outgoing: Outgoing) -> bool {
     let Outgoing { exchange, routing_key, message } = outgoing;
+    if let Some(user_id) = &message.properties.user_id {
+        world.violated(format!("the broker closes the channel: a copy says that the user {user_id} published it"));
+    }
     // What comes back comes by the default exchange.
     let queued = Queued::from(Message { origin: Origin::default(), ..message });
     if exchange == names.retry {

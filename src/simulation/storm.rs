@@ -21,6 +21,7 @@ use crate::simulation::letters::{DeliveryLimit, READ_MS, read_letters};
 use crate::simulation::orders::Operator;
 use crate::simulation::queues::{Queued, REPLIES, replayed};
 use crate::simulation::restored::{Copies, REACTION_MS, recover};
+use crate::simulation::scopes::Scopes;
 use crate::simulation::settings::{KEY, RunSettings};
 use crate::simulation::store::{AccountRow, Store};
 use crate::simulation::workload::{Behaviour, Body};
@@ -121,6 +122,12 @@ impl Storm {
         let instances = rng.usize(1..=3);
         let slot = |_| Slot { process: None, starts_at: 0, thaws_at: 0, runs: 0 };
         let mut to_publish: Vec<_> = (0..rng.u32(3..40)).map(|number| draw_request(&mut rng, number)).collect();
+        if let Some(scopes) = Scopes::draw(&mut Rng::with_seed(seed.rotate_left(40))) {
+            scopes.share_ids(to_publish.iter_mut().map(|(_, body)| body));
+            settings.admission.scope = scopes.rule.clone();
+            settings.settle.read_headers = tokio::sync::watch::channel(settings.admission.headers()).1;
+            world.lock().checker.scopes = Some(scopes);
+        }
         to_publish.sort_by_key(|(at, _)| std::cmp::Reverse(*at));
         let mut apart = Rng::with_seed(seed.rotate_left(48));
         if apart.bool() {
@@ -222,9 +229,10 @@ impl Storm {
                 let mut world = self.world.lock();
                 world.note(format!("published {}", body.text()));
                 world.checker.published.entry(body.id.clone()).or_default().push(body.text());
-                let message = message(&body, self.keys, world.now_ms());
+                let scopes = world.checker.scopes.clone();
+                let message = message(&body, self.keys, scopes.as_ref(), world.now_ms());
                 world.queues.publish(message);
-                world.queues.publish(no_request(&body));
+                world.queues.publish(no_request(&body, scopes.as_ref()));
             }
         }
     }
@@ -426,9 +434,10 @@ impl Storm {
             body.version = 1000;
             world.checker.published.entry(id).or_default().push(body.text());
         }
-        let mut message = message(&body, self.keys, world.now_ms());
-        // A header that any producer may set.
-        if world.checker.was_restored && world.rng.u8(0..3) == 0 {
+        let scopes = world.checker.scopes.clone();
+        let mut message = message(&body, self.keys, scopes.as_ref(), world.now_ms());
+        // A header that any producer may set. Where the exchange is part of the id, it would be another request's.
+        if world.checker.was_restored && world.rng.u8(0..3) == 0 && scopes.is_none() {
             message.origin = Origin::default();
             Generation { replay: world.rng.u32(1..4), retry: 0 }.write_to(&mut message.headers);
         }
@@ -682,9 +691,9 @@ fn poison(rng: &mut Rng, requests: &mut [(u64, Body)]) {
     }
 }
 
-fn message(body: &Body, keys: Option<u64>, now: u64) -> Message {
+fn message(body: &Body, keys: Option<u64>, scopes: Option<&Scopes>, now: u64) -> Message {
     let reply_to = REPLIES.get(usize::try_from(body.number()).unwrap_or(0)).map(|queue| (*queue).to_owned());
-    let properties = Properties { message_id: Some(body.id.clone()), reply_to, ..Properties::default() };
+    let properties = Properties { message_id: Some(body.id_in_scope().to_owned()), reply_to, ..Properties::default() };
     let mut headers = Headers::new();
     // One of them has none.
     if let Some(key) = keys.map(|keys| body.number() % (keys + 1)).filter(|key| *key > 0) {
@@ -696,23 +705,36 @@ fn message(body: &Body, keys: Option<u64>, now: u64) -> Message {
         Behaviour::Until(end) => _ = headers.insert(header::NOT_AFTER.to_owned(), at(end).into()),
         _ => {}
     }
-    let mut origin = Origin::default();
-    if body.number() % 3 == 1 {
-        // One that may publish to an exchange alone, and makes up what it likes.
-        origin.exchange = "orders".to_owned();
-        Generation { replay: 9, retry: 2 }.write_to(&mut headers);
-        headers.insert(header::REQUEST_ID.to_owned(), "r0".into());
+    let mut message = Message { body: body.text().into_bytes().into(), properties, headers, ..Message::default() };
+    let may_forge = body.number() % 3 == 1;
+    if may_forge {
+        message.origin.exchange = "orders".to_owned();
     }
-    Message { body: body.text().into_bytes().into(), properties, headers, origin }
+    if let Some(scopes) = scopes {
+        scopes.mark(&mut message, body.scope().unwrap_or_default(), may_forge);
+    }
+    if may_forge && !message.origin.exchange.is_empty() {
+        // One that may publish to an exchange alone, and makes up what it likes.
+        Generation { replay: 9, retry: 2 }.write_to(&mut message.headers);
+        message.headers.insert(header::REQUEST_ID.to_owned(), "r0".into());
+    }
+    message
 }
 
 /// A message that intake refuses, under the id of another one, which may have come before or comes later.
-fn no_request(other: &Body) -> Message {
-    let id = format!("r{}", other.number().saturating_sub(1));
-    let body = Body { id: id.clone(), behaviour: Behaviour::Runs, version: 9000 };
-    let headers = Headers::from([(header::ATTEMPT.to_owned(), "many".into())]);
-    let properties = Properties { message_id: Some(id), ..Properties::default() };
-    Message { body: body.text().into_bytes().into(), properties, headers, origin: Origin::default() }
+fn no_request(other: &Body, scopes: Option<&Scopes>) -> Message {
+    let own = format!("r{}", other.number().saturating_sub(1));
+    let id = other.scope().map_or_else(|| own.clone(), |scope| format!("{scope}/{own}"));
+    let body = Body { id, behaviour: Behaviour::Runs, version: 9000 };
+    let properties = Properties { message_id: Some(own), ..Properties::default() };
+    let mut message = Message { body: body.text().into_bytes().into(), properties, ..Message::default() };
+    if let Some(scopes) = scopes {
+        scopes.mark(&mut message, body.scope().unwrap_or_default(), false);
+    }
+    // What comes by an exchange has no count, and may say how long it is of use.
+    let name = if message.origin.exchange.is_empty() { header::ATTEMPT } else { header::NOT_AFTER };
+    message.headers.insert(name.to_owned(), "many".into());
+    message
 }
 
 /// How lanes are spread, if not all instances are there and share them evenly.

@@ -148,7 +148,21 @@ pub(super) struct Body {
 impl Body {
     /// The one in its id.
     pub(super) fn number(&self) -> u64 {
-        self.id.trim_start_matches('r').parse().unwrap_or(0)
+        self.id.rsplit('r').next().and_then(|number| number.parse().ok()).unwrap_or(0)
+    }
+
+    /// The id that the producer gave it, within its scope if it has one.
+    pub(super) fn id_in_scope(&self) -> &str {
+        self.scope().map_or(&self.id, |scope| self.id.get(scope.len() + 1..).unwrap_or_default())
+    }
+
+    pub(super) fn scope(&self) -> Option<&str> {
+        self.id.split_once('/').map(|(scope, _)| scope)
+    }
+
+    /// Reads the id in the text of a body: no program may change that.
+    pub(super) fn id_in(data: &[u8]) -> Option<&str> {
+        std::str::from_utf8(data).ok()?.trim_matches('"').rsplitn(4, '/').nth(3)
     }
 
     /// What nodes say to its simulation, if that says nothing about it.
@@ -214,10 +228,11 @@ impl Body {
     }
 
     pub(super) fn read(data: &[u8]) -> Option<Self> {
-        let mut parts = std::str::from_utf8(data).ok()?.trim_matches('"').split('/');
-        let (id, word) = (parts.next()?.to_owned(), parts.next()?);
-        let until = parts.next()?.parse().ok()?;
+        // An id may have a slash.
+        let mut parts = std::str::from_utf8(data).ok()?.trim_matches('"').rsplitn(4, '/');
         let version = parts.next()?.parse().ok()?;
+        let until = parts.next()?.parse().ok()?;
+        let (word, id) = (parts.next()?, parts.next()?.to_owned());
         let behaviour = match word {
             "runs" => Behaviour::Runs,
             "reverts" => Behaviour::Reverts,

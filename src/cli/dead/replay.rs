@@ -43,8 +43,9 @@ pub(in crate::cli) struct Arguments {
     /// Also those whose copies wait in the work queue, if somebody has emptied it; else each is still one write.
     #[arg(long)]
     again: bool,
-    /// Also those that do not say with which routing key they were published, where a route depends on that. Then the letter's own
-    /// header cw-original-routing-key counts, else the queue's name. The risk: its producer may have chosen that, and so the contract.
+    /// Also those that do not say with which routing key they were published, or to which exchange, where a route or the scope of ids
+    /// depends on that. Then the letter's own headers cw-original-routing-key, cw-original-exchange and cw-original-user-id count, else
+    /// the default exchange. The risk: its producer may have chosen them, and so the contract, or another producer's id.
     #[arg(long)]
     trust_origin: bool,
     /// Wait until it is known what became of each, and report it.

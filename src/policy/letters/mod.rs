@@ -37,7 +37,7 @@ pub struct Letter {
     pub body_bytes: u64,
     /// The way of its message into the work queue; the default exchange where it does not say.
     pub origin: Origin,
-    /// Set where it does not say with which routing key it was published, and a route depends on that.
+    /// Set where it does not say how it was published, and its route or the scope of its id depends on that.
     pub lacks_origin: bool,
     /// Why intake would refuse it; none where it would not.
     pub refusal: Option<Cause>,
@@ -54,7 +54,8 @@ impl Letter {
         let (class, reason) = cause_in(rules, message);
         let is_of_broker = FailureClass::from_word(&class) == Some(FailureClass::Broker);
         let origin = origin_in(message, &rules.queue, is_of_broker);
-        let lacks_origin = origin.is_none() && depends_on_key(&rules.routes, message);
+        let needs_origin = depends_on_key(&rules.routes, message) || rules.scope.depends_on_origin(message);
+        let lacks_origin = origin.is_none() && needs_origin;
         let origin = origin.unwrap_or_else(|| by_default_exchange(&rules.queue));
         let published = Message { origin: origin.clone(), ..message.clone() }.believed();
         let generation = Generation::read_from(&published.headers).unwrap_or_default();
@@ -397,6 +398,30 @@ pub(crate) mod tests {
         let mut rules = rules_by_key("#");
         rules.routes.insert(0, Route::of_all(Address([1; 20]), Wei(0), GasRule::Estimate { margin: 0 }));
         assert!(!Letter::read(&rules, &unknown).lacks_origin);
+    }
+
+    /// Under the id of another scope it would be another request, and be written a second time.
+    #[test]
+    fn where_the_scope_of_its_id_is_not_known_a_letter_is_unsafe() {
+        let forged = [(header::ORIGINAL_USER_ID, "victim".into())];
+        let by_user = |headers: &[(&str, HeaderValue)], user_id: Option<&str>| {
+            let message = given_up(vec![], headers);
+            let user_id = user_id.map(str::to_owned);
+            Message { properties: Properties { user_id, ..message.properties.clone() }, ..message }
+        };
+        for (scope, message, is_unsafe) in [
+            (Scope::None, given_up(vec![], &forged), false),
+            (Scope::Header("tenant".to_owned()), given_up(vec![], &forged), false),
+            (Scope::Exchange, given_up(vec![], &[]), true),
+            (Scope::Exchange, given_up(vec![death("q", "orders", "pay.now", 1)], &[]), false),
+            (Scope::UserId, by_user(&[], None), false),
+            (Scope::UserId, by_user(&forged, None), true),
+            (Scope::UserId, by_user(&forged, Some("eve")), false),
+        ] {
+            let rules = AdmissionRules { scope, ..rules() };
+            let letter = Letter::read(&rules, &message);
+            assert_eq!(letter.lacks_origin, is_unsafe, "{:?} {:?}", rules.scope, message.headers);
+        }
     }
 
     #[test]

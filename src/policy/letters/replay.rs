@@ -63,7 +63,7 @@ pub enum Answer {
     NoRequest(Cause),
     /// Its header says that it was of use until then.
     TooOld(Timestamp),
-    /// A route depends on its routing key, and the letter does not say that.
+    /// Its route or the scope of its id depends on how it was published, and the letter does not say that.
     UnknownOrigin,
     IdOfAnother,
     Written,
@@ -255,9 +255,9 @@ impl Answer {
                  more, `dead discard` it"
             }
             Self::UnknownOrigin => {
-                "not known to be safe: the letter does not say with which routing key it was published, and a route depends \
-                 on that. If you know where it came from, replay it with --trust-origin; or take it out with `dead export \
-                 --remove`, and publish its body again with the right key"
+                "not known to be safe: the letter does not say with which routing key it was published, or to which \
+                 exchange. Its route or the scope of its id depends on that. If you know where it came from, replay it with \
+                 --trust-origin; or take it out with `dead export --remove`, and publish its body again in the right way"
             }
             Self::IdOfAnother => {
                 "of no use as it stands: its id belongs to another message with another body. If it is a request of \
