@@ -146,6 +146,13 @@ impl Amqp {
         Watch(consumer.unwrap())
     }
 
+    /// Receives direct replies: to what this channel publishes from now on with `amq.rabbitmq.reply-to`.
+    pub async fn watch_direct_replies(&self) -> Watch {
+        let consume = BasicConsumeOptions { no_ack: true, ..BasicConsumeOptions::default() };
+        let queue = ShortString::from("amq.rabbitmq.reply-to");
+        Watch(self.channel.basic_consume(queue, "".into(), consume, FieldTable::default()).await.unwrap())
+    }
+
     /// Makes a durable topic exchange.
     pub async fn declare_topic(&self, exchange: &str) {
         let durable = ExchangeDeclareOptions { durable: true, ..ExchangeDeclareOptions::default() };

@@ -11,7 +11,7 @@ use lapin::{BasicProperties, ExchangeKind};
 use crate::delivery::refusals::with_value;
 use crate::stage::{BINARY, CONTRACT, DEAD, EVENTS, LONG, QUEUE, Stage, calldata, kinds_of, wait_log};
 use crate::support::contracts::{ALWAYS_REVERTS, SINK, reverts_with};
-use crate::support::{WorkerConfig, WorkerHome, headers, wait_until, with_id};
+use crate::support::{Amqp, WorkerConfig, WorkerHome, headers, wait_until, with_id};
 
 const RETRY: &str = "acme.writes.retry";
 const WAIT: &str = "acme.writes.wait.1s";
@@ -104,6 +104,43 @@ async fn an_operator_decides_which_queues_get_replies() {
     assert_eq!(worker.stop().await.code(), Some(0));
     assert_eq!(stage.depth("replies.shop").await.0, 1);
     assert_eq!(kinds_of(&stage.kept_events().await, "last"), ["final"]);
+}
+
+/// The broker puts a receiver's address into `reply_to`, which a retry carries on. A receiver that is gone holds up nothing.
+#[tokio::test]
+async fn direct_replies_reach_the_channel_that_asked_while_it_is_there() {
+    let Some(stage) = Stage::with_blocks().await else { return };
+    let home = WorkerHome::new(&tries(stage.config_for(ALWAYS_REVERTS).await, 9));
+    stage.topology(&home).await;
+    stage.keep_events().await;
+    let direct = |id: &str| with_id(id).with_reply_to("amq.rabbitmq.reply-to".into()).with_correlation_id("c".into());
+    let gone = Amqp::connect(&stage.rabbit.uri(&stage.vhost)).await;
+    let unread = gone.watch_direct_replies().await;
+    gone.publish(QUEUE, direct("gone"), b"gone").await;
+    drop((unread, gone));
+    let mut replies = stage.amqp.watch_direct_replies().await;
+    stage.amqp.publish(QUEUE, direct("here"), b"here").await;
+    let mut worker = home.start(BINARY);
+    for id in ["gone", "here"] {
+        stage.wait_state(&home, id, "retry_waiting").await;
+    }
+    stage.anvil.set_code(CONTRACT, SINK).await.unwrap();
+    let mut kinds = Vec::new();
+    while kinds.last().is_none_or(|kind| kind != "io.chainwriter.request.final.v1") {
+        let reply = replies.next(LONG).await;
+        assert_eq!(reply.properties.correlation_id().as_ref().map(|id| id.as_str()), Some("c"));
+        assert_eq!(reply.json()["subject"], "here");
+        kinds.push(reply.json()["type"].as_str().unwrap().to_owned());
+    }
+    assert!(kinds.len() > 1, "one for the retry, too: {kinds:?}");
+    stage.wait_state(&home, "gone", "final").await;
+    stage.wait_empty(QUEUE).await;
+    assert_eq!(worker.stop().await.code(), Some(0));
+    assert!(!worker.log().contains("the broker refused a message"), "{}", worker.log());
+    let events = stage.kept_events().await;
+    for id in ["gone", "here"] {
+        assert_eq!(kinds_of(&events, id).last(), Some(&"final"), "{id}: the event stays on the exchange");
+    }
 }
 
 #[tokio::test]
