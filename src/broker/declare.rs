@@ -1,5 +1,6 @@
 //! Declares the objects of the topology, or checks them, and reports all that is wrong at once.
 
+use futures_util::future::try_join_all;
 use lapin::ExchangeKind;
 use lapin::options::{ExchangeDeclareOptions, QueueBindOptions, QueueDeclareOptions};
 use lapin::types::{AMQPValue, FieldTable};
@@ -7,6 +8,9 @@ use lapin::types::{AMQPValue, FieldTable};
 use crate::broker::BrokerError;
 use crate::broker::connection::{BrokerSettings, Connected, broker_detail};
 use crate::broker::topology::{Argument, Bind, Binding, Object, Topology, TopologyMode};
+
+/// Objects asked for at once, each on a channel of its own. One after the other, a start waits for some sixty answers.
+const AT_ONCE: usize = 8;
 
 /// Connects, makes or checks the topology, and closes. Returns the virtual host.
 pub async fn check(settings: &BrokerSettings, mode: TopologyMode) -> Result<String, BrokerError> {
@@ -49,9 +53,21 @@ impl Topology {
 
     /// Declares all exchanges and queues, or checks them.
     pub(super) async fn compare(&self, connected: &Connected, mode: TopologyMode) -> Result<Compared, BrokerError> {
+        let objects = self.objects();
         let mut compared = Compared::default();
-        for object in self.objects() {
-            object.compare(connected, mode, &mut compared).await?;
+        for some in objects.chunks(AT_ONCE) {
+            let mut asked = Vec::with_capacity(AT_ONCE);
+            for object in some {
+                asked.push(object.compare(connected, mode));
+            }
+            // The answers keep the order of the objects, so that a report does.
+            for (object, found) in some.iter().zip(try_join_all(asked).await?) {
+                match found {
+                    Found::AsItMustBe => {}
+                    Found::Unseen => compared.unseen.push(object.shown()),
+                    Found::Fault(fault) => compared.faults.push(fault),
+                }
+            }
         }
         for bind in &self.binds {
             let fault = fault_of_bind(connected, bind).await?;
@@ -61,13 +77,23 @@ impl Topology {
     }
 }
 
+/// What the broker says of one object.
+enum Found {
+    AsItMustBe,
+    Unseen,
+    Fault(ObjectFault),
+}
+
 impl Object {
-    async fn compare(
-        &self,
-        connected: &Connected,
-        mode: TopologyMode,
-        compared: &mut Compared,
-    ) -> Result<(), BrokerError> {
+    fn kind(&self) -> &'static str {
+        if self.exchange.is_some() { "exchange" } else { "queue" }
+    }
+
+    fn shown(&self) -> String {
+        format!("{} {}", self.kind(), self.name)
+    }
+
+    async fn compare(&self, connected: &Connected, mode: TopologyMode) -> Result<Found, BrokerError> {
         let mut refusal = None;
         if mode == TopologyMode::Verify {
             refusal = self.declare(connected, true).await?;
@@ -76,19 +102,15 @@ impl Object {
         if refusal.is_none() {
             refusal = self.declare(connected, false).await?;
         }
-        let kind = if self.exchange.is_some() { "exchange" } else { "queue" };
-        match refusal {
-            None => {}
+        Ok(match refusal {
+            None => Found::AsItMustBe,
             // The right to configure is an operator's, not the worker's. Without it only the name can be checked.
-            Some(error) if exists && broker_detail(&error).contains("ACCESS_REFUSED") => {
-                compared.unseen.push(format!("{kind} {}", self.name));
-            }
+            Some(error) if exists && broker_detail(&error).contains("ACCESS_REFUSED") => Found::Unseen,
             Some(error) => {
                 let is_to_be_made = broker_detail(&error).contains("NOT_FOUND");
-                compared.faults.push(ObjectFault { text: fault(kind, &self.name, &error), is_to_be_made });
+                Found::Fault(ObjectFault { text: fault(self.kind(), &self.name, &error), is_to_be_made })
             }
-        }
-        Ok(())
+        })
     }
 
     async fn declare(&self, connected: &Connected, passive: bool) -> Result<Option<lapin::Error>, BrokerError> {

@@ -174,8 +174,9 @@ impl Broker {
     async fn session(&self, channels: &Channels, prefetch: &mut Prefetch, turn: &mut Turn) -> Result<(), BrokerError> {
         let consuming = self.settings.connect_from(turn.first(), "consume").await?;
         turn.connected(consuming.host());
-        let publishing = self.settings.connect_from(consuming.host().0, "publish").await?;
-        self.settings.topology.ensure(&consuming, self.settings.topology_mode).await?;
+        let publishing = self.settings.connect_from(consuming.host().0, "publish");
+        let ensured = self.settings.topology.ensure(&consuming, self.settings.topology_mode);
+        let (publishing, ()) = futures_util::future::try_join(publishing, ensured).await?;
         let mut events = futures_util::stream::select(watched(&consuming), watched(&publishing));
         let publishing = PublishSession::new(publishing, self.settings.publish_channels, self.settings.confirm_timeout);
         let publishing = Arc::new(publishing);
@@ -263,9 +264,7 @@ impl Broker {
                     let bytes = bytes_of(&delivery);
                     prefetch.record(bytes);
                     let held = consumers.holder().hold(bytes);
-                    if !self.hand_over(channels, delivery, endings, held).await {
-                        consumers.trust();
-                    }
+                    consumers.record(self.hand_over(channels, delivery, endings, held).await);
                 }
             }
         }

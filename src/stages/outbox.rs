@@ -5,12 +5,10 @@
 //! Each target, a kind of event or a queue for replies, has one batch on its way at a time, and growing pauses of its own
 //! after a refusal. So a queue that refuses, or never answers, holds up nothing but what is for it.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 use std::pin::Pin;
 use std::sync::Arc;
-use std::time::Duration;
 
-use futures_util::stream::FuturesUnordered;
 use futures_util::{FutureExt, StreamExt};
 use serde::Deserialize;
 use tokio::sync::{Notify, watch};
@@ -23,23 +21,10 @@ use crate::journal::{AccountId, JournalError, Lease, Outbox, OutboxRow};
 use crate::model::trace::{TRACEPARENT, TRACESTATE};
 use crate::model::{HeaderValue, Headers, Heartbeat, Message, Properties, Timestamp, TraceContext};
 use crate::observe::traces::{Failure, SpanContext, Tracer};
-use crate::policy::replies::{Denial, ReplyRules};
-use crate::policy::retry_schedule::RetryPauses;
-use crate::policy::target_pauses::TargetPauses;
+use crate::policy::replies::ReplyRules;
+use crate::stages::outbox::progress::{BATCH, Batch, CHECK, LAST_REPLIES, Progress, Target};
 
-/// Events read together at most.
-const BATCH: u32 = 512;
-/// Interval between reads of the whole outbox, for the events of an instance that has ended, and the longest one, while many
-/// events wait for a target.
-const CHECK: Duration = Duration::from_secs(1);
-const LONGEST_CHECK: Duration = Duration::from_secs(10);
-/// First and longest pause between tries while the broker or a target takes nothing.
-const PAUSE: (Duration, Duration) = (Duration::from_millis(200), Duration::from_secs(10));
-/// Batches of replies on their way at once, and those of them to queues that have refused: the others keep some room.
-const REPLIES: usize = 16;
-const REPLIES_AFTER_A_REFUSAL: usize = 8;
-/// Limits the time for which a stop waits for replies that are on their way.
-const LAST_REPLIES: Duration = Duration::from_secs(2);
+mod progress;
 
 pub struct OutboxStage {
     pub journal: Arc<dyn Outbox>,
@@ -51,131 +36,6 @@ pub struct OutboxStage {
     pub wake: Arc<Notify>,
     pub beat: Heartbeat,
     pub tracer: Tracer,
-}
-
-/// Where rows of the outbox go.
-#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
-enum Target {
-    /// The events exchange, with this routing key. Other kinds may have other listeners.
-    Kind(String),
-    /// A queue for replies.
-    Queue(String),
-}
-
-impl Target {
-    fn of(row: &OutboxRow) -> Self {
-        row.reply.reply_to.as_ref().map_or_else(|| Self::Kind(row.kind.clone()), |queue| Self::Queue(queue.clone()))
-    }
-}
-
-/// Holds what was published to one target, with a result for each row.
-struct Batch {
-    target: Target,
-    rows: Vec<i64>,
-    results: Vec<Result<(), PublishError>>,
-}
-
-/// A read of the outbox from some row to its end, page by page.
-#[derive(Debug, Default)]
-struct Pass {
-    after: i64,
-    is_whole: bool,
-    /// The first row that could not be published because others for its target, or too many replies, were on their way.
-    first_passed_over: Option<i64>,
-    /// Rows whose target is paused.
-    paused: usize,
-}
-
-/// Holds what lasts from step to step.
-struct Progress {
-    pauses: TargetPauses<Target>,
-    publishing: FuturesUnordered<Pin<Box<dyn Future<Output = Batch> + Send>>>,
-    /// The targets of what is being published.
-    busy: BTreeSet<Target>,
-    /// The pass that is not at its end yet.
-    pass: Option<Pass>,
-    /// Where a pass begins that is not whole: rows before it wait for a pause to end.
-    begin: i64,
-    /// Set when there may be rows behind `begin`.
-    has_news: bool,
-    whole_pass_at: Instant,
-    outage: RetryPauses,
-    resumes_at: Instant,
-    /// Denials that were logged.
-    logged: BTreeSet<Denial>,
-}
-
-impl Default for Progress {
-    fn default() -> Self {
-        let now = Instant::now();
-        Self {
-            pauses: TargetPauses::between(PAUSE.0, PAUSE.1),
-            publishing: FuturesUnordered::new(),
-            busy: BTreeSet::new(),
-            pass: None,
-            begin: 0,
-            has_news: false,
-            whole_pass_at: now,
-            outage: RetryPauses::between(PAUSE.0, PAUSE.1),
-            resumes_at: now,
-            logged: BTreeSet::new(),
-        }
-    }
-}
-
-impl Progress {
-    fn next_pass(&mut self, now: Instant) -> Option<Pass> {
-        if now < self.resumes_at {
-            return None;
-        }
-        if let Some(pass) = self.pass.take() {
-            return Some(pass);
-        }
-        let is_whole = now >= self.whole_pass_at;
-        let is_due = std::mem::take(&mut self.has_news) || is_whole;
-        is_due.then(|| Pass { after: if is_whole { 0 } else { self.begin }, is_whole, ..Pass::default() })
-    }
-
-    fn end_page(&mut self, pass: Pass, is_last: bool, now: Instant) {
-        if !is_last {
-            self.pass = Some(pass);
-            return;
-        }
-        self.begin = pass.first_passed_over.map_or(pass.after, |row| row.saturating_sub(1));
-        if pass.is_whole {
-            let interval = if pass.paused > BATCH as usize { LONGEST_CHECK } else { CHECK };
-            let next_try = self.pauses.next_after(now).filter(|_| pass.paused > 0);
-            self.whole_pass_at = next_try.map_or(now + interval, |next_try| next_try.min(now + interval));
-        }
-    }
-
-    fn may_start(&self, target: &Target, starting: &BTreeMap<Target, Vec<OutboxRow>>) -> bool {
-        if starting.contains_key(target) {
-            // One row is enough to find out whether the target takes something again.
-            return !self.pauses.is_refusing(target);
-        }
-        let on_their_way = || self.busy.iter().chain(starting.keys()).filter(|busy| matches!(busy, Target::Queue(_)));
-        let has_room = || match target {
-            Target::Kind(_) => true,
-            Target::Queue(_) if self.pauses.is_refusing(target) => {
-                on_their_way().filter(|busy| self.pauses.is_refusing(busy)).count() < REPLIES_AFTER_A_REFUSAL
-            }
-            Target::Queue(_) => on_their_way().count() < REPLIES,
-        };
-        !self.busy.contains(target) && has_room()
-    }
-
-    /// Returns when something is to do again, as far as the clock says.
-    fn due_at(&self) -> Instant {
-        let next = if self.has_news || self.pass.is_some() { self.resumes_at } else { self.whole_pass_at };
-        next.max(self.resumes_at)
-    }
-
-    /// Returns whether a stop should wait: for events, and for some time for replies.
-    fn is_worth_waiting_for(&self, stopping_since: Instant) -> bool {
-        let has_events = self.busy.iter().any(|target| matches!(target, Target::Kind(_)));
-        has_events || (!self.busy.is_empty() && stopping_since.elapsed() < LAST_REPLIES)
-    }
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -314,6 +174,7 @@ impl OutboxStage {
         match results.into_iter().find_map(Result::err) {
             None => {
                 progress.pauses.accepted(&target);
+                progress.lengthen(&target, rows.len());
                 progress.outage.reset();
             }
             // The broker is away for all targets. Why nothing is published before this journal serves the queue, the claim says.
@@ -333,6 +194,9 @@ impl OutboxStage {
                 | PublishError::Channel(_)),
             ) => {
                 let wait = progress.pauses.refused(&target, now);
+                if matches!(error, PublishError::Timeout | PublishError::Channel(_)) {
+                    progress.shorten(&target, rows.len());
+                }
                 progress.whole_pass_at = progress.whole_pass_at.min(now + wait);
                 warn!(%error, events.waiting = waiting, retry_in_ms = wait.as_millis(), "events have no publisher confirm; they stay in the outbox");
             }
@@ -405,6 +269,7 @@ mod tests {
     use crate::model::{Event, EventKind};
     use crate::policy::replies::{Allowed, tests::rules};
     use crate::simulation::fakes::{FakePublisher, journal};
+    use crate::stages::outbox::progress::LONGEST_CHECK;
 
     struct Bench {
         stage: OutboxStage,
@@ -490,6 +355,25 @@ mod tests {
         tokio::time::advance(CHECK).await;
         bench.settle_down().await;
         assert_eq!(bench.waiting().await, 0);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_batch_without_confirms_in_time_is_followed_by_shorter_ones() {
+        let mut bench = Bench::new().await;
+        let kind = Target::Kind("dead".to_owned());
+        for number in 0..40 {
+            bench.happens(&format!("r-{number}"), EventKind::Dead).await;
+        }
+        bench.publisher.fail_next(PublishError::Timeout);
+        bench.settle_down().await;
+        assert_eq!((bench.waiting().await, bench.progress.most_at_once(&kind)), (1, 20));
+        for number in 40..100 {
+            bench.happens(&format!("r-{number}"), EventKind::Dead).await;
+        }
+        tokio::time::advance(CHECK).await;
+        bench.settle_down().await;
+        // One, twenty and forty.
+        assert_eq!((bench.waiting().await, bench.progress.most_at_once(&kind)), (0, 80));
     }
 
     #[tokio::test(start_paused = true)]
