@@ -196,7 +196,7 @@ fn a_configuration_file_that_is_not_there_is_named() {
 
 #[test]
 fn a_file_that_is_no_toml_is_refused_with_the_number_of_the_line() {
-    Home::new("[worker]\norganisation = acme\n").run(&["check"]).is(78, &["line 2", "quoted"]);
+    Home::new("[worker]\norganisation = acme\n").run(&["check"]).is(78, &["line 2", "a text needs quotes"]);
 }
 
 #[test]

@@ -14,6 +14,7 @@ use crate::broker::BrokerError;
 use crate::broker::access::{Access, Obstacle, Pass};
 use crate::broker::address::{UriSource, host_and_port, shown};
 use crate::broker::hosts::{PATIENCE, first_to_answer};
+use crate::broker::remedies::{NO_AMQP, SILENT, remedy_for};
 use crate::broker::token::Token;
 use crate::broker::topology::{Topology, TopologyMode};
 use crate::broker::{readable, tls};
@@ -125,18 +126,6 @@ async fn lost_reason(error: &lapin::Error, uri: &AMQPUri, pass: &Pass) -> Option
     tls::lost_reason(uri.authority.host.clone(), uri.authority.port, tls).await.map(Into::into)
 }
 
-const NO_AMQP: &str = "the port does not answer in AMQP: if it is the broker's TLS listener (5671), write amqps://; else see the \
-                       broker's log";
-
-const SILENT: &str = "something listens there and says nothing: see whether it is the broker's AMQP port, and whether the \
-                      broker is overloaded";
-const LOGIN: &str = "correct user and password in broker.uri, or give the user rights on the virtual host with `rabbitmqctl \
-                     set_permissions`";
-const VHOST: &str = "correct the virtual host in broker.uri, or make it with `rabbitmqctl add_vhost`";
-const ADDRESS: &str = "start RabbitMQ, or correct host, port and scheme in broker.uri";
-const ALARM: &str = "see which with `rabbitmq-diagnostics alarms`, and make room: until then nothing is published, and nothing is \
-                     lost";
-
 /// Returns what to do about a connection that failed, where certificates or the scheme may be the reason.
 fn remedy_of(error: &lapin::Error, uri: &AMQPUri, pass: &Pass) -> Option<&'static str> {
     match (&uri.scheme, error.kind()) {
@@ -144,20 +133,6 @@ fn remedy_of(error: &lapin::Error, uri: &AMQPUri, pass: &Pass) -> Option<&'stati
         (AMQPScheme::AMQP, ErrorKind::ParsingError(_)) => Some(NO_AMQP),
         (AMQPScheme::AMQP, ErrorKind::IOError(error)) => tls::is_end(error).then_some(NO_AMQP),
         _ => None,
-    }
-}
-
-/// Returns what to do about a broker that gives this answer.
-pub fn remedy_for(detail: &str) -> &'static str {
-    let has = |word: &str| detail.contains(word);
-    if has(TAKES_NO_MESSAGES) {
-        ALARM
-    } else if has("ACCESS_REFUSED") {
-        LOGIN
-    } else if has("NOT_ALLOWED") || has("not found") {
-        VHOST
-    } else {
-        ADDRESS
     }
 }
 

@@ -6,6 +6,7 @@ use lapin::{BasicProperties, Channel};
 
 use crate::broker::connection::{BrokerSettings, Connected, TAKES_NO_MESSAGES, broker_detail};
 use crate::broker::declare::ObjectFault;
+use crate::broker::remedies::TAKES_NO_MESSAGES;
 use crate::broker::{BrokerError, TopologyMode};
 
 /// Consumer tag and routing key of a probe, if the broker took it.
