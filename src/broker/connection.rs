@@ -22,7 +22,6 @@ use crate::model::text::cleaned;
 
 /// Limits the text of a broker's error, in bytes.
 pub(super) const LONGEST_DETAIL_BYTES: usize = 1024;
-pub(super) const TAKES_NO_MESSAGES: &str = "it takes no messages now: its alarm for memory or disk is on";
 /// Silence of a host after which an operator hears what is waited for. A broker answers within milliseconds.
 const SILENCE: Duration = Duration::from_secs(2);
 

@@ -4,7 +4,7 @@ use lapin::options::{BasicConsumeOptions, BasicPublishOptions, BasicQosOptions, 
 use lapin::types::{AMQPValue, FieldTable};
 use lapin::{BasicProperties, Channel};
 
-use crate::broker::connection::{BrokerSettings, Connected, TAKES_NO_MESSAGES, broker_detail};
+use crate::broker::connection::{BrokerSettings, Connected, broker_detail};
 use crate::broker::declare::ObjectFault;
 use crate::broker::remedies::TAKES_NO_MESSAGES;
 use crate::broker::{BrokerError, TopologyMode};
