@@ -52,6 +52,7 @@ mod copies;
 mod database;
 mod decisions;
 mod error;
+mod foreign_writes;
 mod history;
 mod holds;
 mod housekeeping;
@@ -94,6 +95,8 @@ pub use decisions::{Decision, Requeue, Settlement};
 #[cfg(test)]
 pub use error::JournalCondition;
 pub use error::{JournalError, Result};
+#[cfg(test)]
+pub use foreign_writes::failed_text;
 pub use history::{History, TransactionHistory};
 #[cfg(test)]
 pub use history::{Incident, RequestSummary, SignedHistory};
@@ -114,9 +117,9 @@ pub use overview::{AccountOverview, JournalOverview};
 pub use overview::{OpenRequests, RECENT_INCIDENTS, RecentIncident};
 pub use passages::{Passage, Passages, Proof};
 pub use postgres::{PostgresAddress, PostgresJournal};
-pub use recovery::{ForeignUse, RecoveredAccount, Recoveries, Recovery};
 #[cfg(test)]
-pub use recovery::{Remembered, failed_text};
+pub use recovery::Remembered;
+pub use recovery::{ForeignUse, RecoveredAccount, Recoveries, Recovery};
 #[cfg(test)]
 pub use requests::ReplyAddress;
 pub use requests::{QueuedRequest, StoredRequest};
