@@ -16,8 +16,8 @@ use crate::broker::fit;
 
 /// Prefix of consumer tags; a number follows.
 const TAG: &str = "chainwriter";
-/// Suspects held at once, at most. A crash counts against all of them.
-const MOST_SUSPECTS: u16 = 8;
+/// Prefetch while each delivery may be the one that ends the process.
+const CAREFUL_PREFETCH: u16 = 1;
 /// All but this part of what may be held counts as all: acks are on their way.
 const NEARLY: u16 = 16;
 /// A further consumer starts only for at least the prefetch divided by this.
@@ -49,11 +49,9 @@ pub(super) struct Consumers<'s> {
     granted: u16,
     /// Consumers of this session so far.
     count: u64,
-    /// A crash counts against all unacked deliveries. So suspects, which the broker delivers first, are taken a few at a time:
-    /// soon only the one that caused the crash is unacked when it causes the next.
+    /// A crash counts against all unacked deliveries. So suspects, which the broker delivers first, are taken one at a time:
+    /// only the one that caused the crash is unacked when it causes the next.
     is_careful: bool,
-    /// Suspects of this session so far.
-    suspects: usize,
     /// The unacked deliveries of the running consumers.
     held: Holder,
     /// The same for cancelled consumers, whose deliveries are still held and count.
@@ -124,7 +122,6 @@ impl<'s> Consumers<'s> {
             granted: 0,
             count: 0,
             is_careful: true,
-            suspects: 0,
             held: Holder::default(),
             earlier: Vec::new(),
         }
@@ -160,13 +157,9 @@ impl<'s> Consumers<'s> {
         self.granted / 2 > self.prefetch
     }
 
-    /// Counts a delivery that may be one that ends processes. Another one ends the careful mode: the broker delivers suspects first,
-    /// so there are none left.
-    pub(super) fn record(&mut self, is_suspect: bool) {
-        match is_suspect {
-            true => self.suspects += 1,
-            false => self.is_careful = false,
-        }
+    /// Ends the careful mode: the broker delivers suspects first, so there are none left.
+    pub(super) fn trust(&mut self) {
+        self.is_careful = false;
     }
 
     /// Starts a consumer if there is room for one.
@@ -175,9 +168,7 @@ impl<'s> Consumers<'s> {
             return Ok(());
         }
         let earlier = self.held_earlier();
-        let ended = self.suspects.saturating_sub(self.held.count());
-        let careful = self.is_careful.then(|| careful_prefetch(ended));
-        let room = room(self.prefetch, careful, self.granted, earlier);
+        let room = room(self.prefetch, self.is_careful, self.granted, earlier);
         if room > 0 {
             self.count += 1;
             let tag = format!("{TAG}-{}", self.count);
@@ -237,21 +228,13 @@ impl<'s> Consumers<'s> {
     }
 }
 
-/// Returns how many suspects may be held when this many have ended well in the session: as many again, in powers of two. After many
-/// crashes nearly all deliveries are suspects, and one at a time they hold up all others. What came before a suspect that ends
-/// processes has been parked at each crash, so it is alone after three.
-fn careful_prefetch(ended: usize) -> u16 {
-    let doubled = 1 << ended.max(1).ilog2().min(15);
-    MOST_SUSPECTS.min(doubled)
-}
-
-/// Returns the prefetch of a further consumer, or 0 for none. `careful` limits all of them while suspects come, `granted` is what the
-/// running consumers may hold, `earlier` what cancelled ones delivered and is still held.
-fn room(prefetch: u16, careful: Option<u16>, granted: u16, earlier: usize) -> u16 {
+/// Returns the prefetch of a further consumer, or 0 for none. `granted` is what the running consumers may hold, `earlier` what
+/// cancelled ones delivered and is still held.
+fn room(prefetch: u16, is_careful: bool, granted: u16, earlier: usize) -> u16 {
     let earlier = u16::try_from(earlier).unwrap_or(u16::MAX);
     let room = prefetch.saturating_sub(granted).saturating_sub(earlier);
-    if let Some(most) = careful {
-        return room.min(most.saturating_sub(granted));
+    if is_careful {
+        return room.min(CAREFUL_PREFETCH.saturating_sub(granted));
     }
     let is_worth_it = granted == 0 || room >= prefetch / WORTH_A_CONSUMER;
     if is_worth_it { room } else { 0 }
@@ -272,48 +255,24 @@ mod tests {
 
     #[test]
     fn consumers_never_hold_more_than_the_prefetch_together() {
-        for (prefetch, careful, granted, earlier, expected) in [
-            (1000, Some(1), 0, 0, 1),
-            (1000, Some(1), 1, 0, 0),
-            (1000, Some(1), 0, 999, 1),
-            (1000, Some(1), 0, 1000, 0),
-            (1000, Some(4), 1, 0, 3),
-            (1000, Some(8), 4, 994, 2),
-            (1000, None, 1, 0, 999),
-            (1000, None, 0, 1000, 0),
-            (1000, None, 0, 999, 1),
-            (1000, None, 1, 800, 0),
-            (1000, None, 1, 700, 299),
-            (1000, None, 1000, 0, 0),
-            (1000, None, 300, 100_000, 0),
-            (1, None, 1, 0, 0),
-            (2, None, 1, 0, 1),
+        for (prefetch, is_careful, granted, earlier, expected) in [
+            (1000, true, 0, 0, 1),
+            (1000, true, 1, 0, 0),
+            (1000, true, 0, 999, 1),
+            (1000, true, 0, 1000, 0),
+            (1000, false, 1, 0, 999),
+            (1000, false, 0, 1000, 0),
+            (1000, false, 0, 999, 1),
+            (1000, false, 1, 800, 0),
+            (1000, false, 1, 700, 299),
+            (1000, false, 1000, 0, 0),
+            (1000, false, 300, 100_000, 0),
+            (1, false, 1, 0, 0),
+            (2, false, 1, 0, 1),
         ] {
-            let case = (prefetch, careful, granted, earlier);
-            assert_eq!(room(prefetch, careful, granted, earlier), expected, "{case:?}");
+            let case = (prefetch, is_careful, granted, earlier);
+            assert_eq!(room(prefetch, is_careful, granted, earlier), expected, "{case:?}");
         }
-    }
-
-    /// Returns how often a message that ends the process takes neighbours with it, where this many suspects come before it.
-    fn crashes_with_neighbours(mut before: usize) -> usize {
-        let mut crashes = 0;
-        loop {
-            let reaches = |ended: &usize| ended + usize::from(careful_prefetch(*ended)) > before;
-            let ended = (0..=before).find(reaches).unwrap();
-            before -= ended;
-            if before == 0 && careful_prefetch(ended) == 1 {
-                return crashes;
-            }
-            crashes += 1;
-        }
-    }
-
-    #[test]
-    fn suspects_are_taken_in_twos_fours_and_eights_as_they_end_well() {
-        let taken = [0, 1, 2, 3, 4, 7, 8, 15, 16, 1_000_000, usize::MAX].map(careful_prefetch);
-        assert_eq!(taken, [1, 1, 2, 2, 4, 4, 8, 8, 8, 8, 8]);
-        // Too few for the broker to give up on a neighbour: see `RETURNS_OF_A_SUSPECT`.
-        assert_eq!((0..1000).map(crashes_with_neighbours).max(), Some(3));
     }
 
     #[test]

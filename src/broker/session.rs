@@ -264,7 +264,9 @@ impl Broker {
                     let bytes = bytes_of(&delivery);
                     prefetch.record(bytes);
                     let held = consumers.holder().hold(bytes);
-                    consumers.record(self.hand_over(channels, delivery, endings, held).await);
+                    if !self.hand_over(channels, delivery, endings, held).await {
+                        consumers.trust();
+                    }
                 }
             }
         }

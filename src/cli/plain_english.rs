@@ -208,7 +208,10 @@ fn descriptions(schema: &serde_json::Value, into: &mut Vec<String>) {
             members.values().for_each(|member| descriptions(member, into));
         }
         serde_json::Value::Array(members) => members.iter().for_each(|member| descriptions(member, into)),
-        _ => {}
+        serde_json::Value::Null
+        | serde_json::Value::Bool(_)
+        | serde_json::Value::Number(_)
+        | serde_json::Value::String(_) => {}
     }
 }
 
