@@ -77,7 +77,7 @@ impl Topology {
     }
 }
 
-/// What the broker says of one object.
+/// Holds what the broker says of one object.
 enum Found {
     AsItMustBe,
     Unseen,

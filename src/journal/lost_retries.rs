@@ -42,7 +42,7 @@ pub struct CancelledRetry {
     pub generation: Generation,
     pub reply: ReplyAddress,
     pub trace: Option<TraceContext>,
-    /// Who cancelled it and why, for a person.
+    /// Names who cancelled it and why, for a person.
     pub detail: String,
     /// Every hash ever signed for it, oldest first.
     pub tx_hashes: Vec<TxHash>,

@@ -40,7 +40,7 @@ pub struct ForeignUse {
     pub behind: Option<String>,
 }
 
-/// What came of remembering foreign calls.
+/// Reports what came of remembering foreign calls.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Remembered {
     /// The next nonce to use.

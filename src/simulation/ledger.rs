@@ -95,7 +95,7 @@ pub(super) struct Ledger {
     pub(super) rules: Rules,
     /// A foreign transaction at these places gets into no block before that millisecond.
     pub(super) held: BTreeMap<(Address, Nonce), u64>,
-    /// What the pool has and no block ever takes, with the millisecond at which it was first passed over.
+    /// Holds what the pool has and no block ever takes, with the millisecond at which it was first passed over.
     passed_over: BTreeMap<TxHash, u64>,
 }
 

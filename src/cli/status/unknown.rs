@@ -11,11 +11,11 @@ use crate::journal::Hold;
 use crate::model::RequestId;
 use crate::model::text::{Escaped, counted};
 
-/// What can be seen of a message that no worker has taken in.
+/// Holds what can be seen of a message that no worker has taken in.
 struct Whereabouts {
     /// The depth of each queue, or why the broker shows none.
     depths: Result<Vec<QueueDepth>, String>,
-    /// What the running worker says, or that there is none; `None`: http.listen is off.
+    /// Holds what the running worker says, or that there is none; `None`: http.listen is off.
     report: Option<Result<WorkerReport, String>>,
     /// All holds that stand.
     holds: Vec<Hold>,

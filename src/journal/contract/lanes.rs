@@ -282,7 +282,7 @@ pub(crate) async fn a_recovery_of_an_older_copy_reads_what_is_missing_and_keeps_
     assert_eq!(journal.decided(both).await.unwrap(), [], "nor in an earlier one");
 }
 
-/// What failed is no lane's, and its calldata may be gone; a newer journal may have written it since.
+/// Compares what failed: no lane has it, its calldata may be gone, and a newer journal may have written it since.
 pub(crate) async fn a_foreign_call_that_asks_for_what_a_failed_request_asks_for_stops_all_lanes(
     journal: Arc<dyn Journal>,
 ) {

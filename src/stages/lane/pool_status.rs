@@ -208,7 +208,7 @@ pub(super) mod tests {
         Holder { found: None, asked_at: now }
     }
 
-    /// What an observation makes of each state, in the order of `STATES`; "" is the state itself.
+    /// Lists what an observation makes of each state, in the order of `STATES`; "" is the state itself.
     fn rows(now: Instant) -> Vec<(Observation<'static>, [&'static str; 9])> {
         use Observation as O;
         let all = |word| [word; 9];

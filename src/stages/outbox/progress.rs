@@ -24,7 +24,7 @@ pub(super) const PAUSE: (Duration, Duration) = (Duration::from_millis(200), Dura
 /// Batches of replies on their way at once, and those of them to queues that have refused: the others keep some room.
 pub(super) const REPLIES: usize = 16;
 pub(super) const REPLIES_AFTER_A_REFUSAL: usize = 8;
-/// How long a stop waits for replies that are on their way.
+/// Limits the time for which a stop waits for replies that are on their way.
 pub(super) const LAST_REPLIES: Duration = Duration::from_secs(2);
 
 /// Where rows of the outbox go.

@@ -14,7 +14,7 @@ use crate::support::{Anvil, AnvilConfig, Guard, free_port, services_are_here, wa
 
 const TOUR: &str = include_str!("../../../docs/getting-started/tour.md");
 const FIRST_MESSAGE: &str = include_str!("../../../docs/getting-started/first-message.md");
-/// What a reader does not type here: `make tour` is this test, and variables are set for each command.
+/// Lists what a reader does not type here: `make tour` is this test, and variables are set for each command.
 const NOT_RUN: [&str; 2] = ["make tour", "export "];
 
 /// A folder that stands for the project's, with the tour's files.

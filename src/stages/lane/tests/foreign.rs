@@ -126,7 +126,7 @@ async fn an_unknown_transaction_that_asks_for_what_a_request_asks_for_stops_the_
     }
 }
 
-/// What failed is not with the lane, so it is the journal that compares it.
+/// Leaves to the journal what failed: no lane has it.
 #[tokio::test(start_paused = true)]
 async fn an_unknown_transaction_that_asks_for_what_a_failed_request_asked_for_stops_the_lane() {
     for (is_dead, is_confirmed) in [(false, false), (false, true), (true, false), (true, true)] {
