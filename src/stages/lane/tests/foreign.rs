@@ -343,8 +343,8 @@ async fn the_first_signature_waits_until_other_accounts_are_read() {
     assert!(term.foreign.allows_signing());
 }
 
-#[tokio::test(start_paused = true)]
-async fn the_first_nonce_of_an_account_is_the_final_count_seen_twice() {
+/// A lane whose account has three final transactions, of which the journal knows nothing.
+async fn without_nonces() -> Bench {
     let mut bench = Bench::new(&[]).await;
     let journal = bench.set.journal.clone();
     let account = journal.account(31337, Address([8; 20])).await.unwrap();
@@ -356,6 +356,12 @@ async fn the_first_nonce_of_an_account_is_the_final_count_seen_twice() {
     }
     bench.finalise();
     bench.finalise();
+    bench
+}
+
+#[tokio::test(start_paused = true)]
+async fn the_first_nonce_of_an_account_is_the_final_count_seen_twice() {
+    let bench = without_nonces().await;
     bench.mine(3, TxHash([3; 32]));
     let mut term = bench.term().await;
     assert_eq!(term.next_nonce, None, "one answer is not enough");
@@ -369,15 +375,7 @@ async fn the_first_nonce_of_an_account_is_the_final_count_seen_twice() {
 #[tokio::test(start_paused = true)]
 async fn the_first_nonce_by_one_of_two_endpoints_needs_the_transaction_below_it() {
     for (wrong, expected) in [(None, Some(Nonce(3))), (Some(9), None)] {
-        let mut bench = Bench::new(&[]).await;
-        let journal = bench.set.journal.clone();
-        let account = journal.account(31337, Address([8; 20])).await.unwrap();
-        let lease = journal.acquire_lease(account, "me".into(), Duration::from_secs(9), None).await.unwrap();
-        (bench.set.account, bench.set.lease) = (account, lease.ours().unwrap());
-        bench.context.settings.account = account;
-        (0..3).for_each(|nonce| bench.mine(nonce, TxHash([nonce as u8; 32])));
-        bench.finalise();
-        bench.finalise();
+        let bench = without_nonces().await;
         bench.chain.change(|state| {
             state.is_second_silent = true;
             state.wrong_counts.extend(wrong.iter().cycle().take(if wrong.is_some() { 99 } else { 0 }));
