@@ -180,8 +180,9 @@ impl Broker {
         let mut events = futures_util::stream::select(watched(&consuming), watched(&publishing));
         let publishing = PublishSession::new(publishing, self.settings.publish_channels, self.settings.confirm_timeout);
         let publishing = Arc::new(publishing);
-        self.publish_session.send_replace(Some(Arc::clone(&publishing)));
+        // Counted before it can be used: what reads the marker in it knows its number.
         let mut gate = Gate::new(&self.numbers);
+        self.publish_session.send_replace(Some(Arc::clone(&publishing)));
         info!(
             broker.host = consuming.authority(),
             broker.vhost = consuming.vhost(),
