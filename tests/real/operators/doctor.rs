@@ -334,7 +334,7 @@ async fn a_database_is_looked_into_and_one_that_forgets_or_is_away_is_told() {
     wait_log(&worker, "the lane owns its account").await;
     let (code, text) = doctor(&home).await;
     assert_eq!(code, 0, "{text}");
-    assert_line(&text, "warn  journal: fsync = off", &["set fsync = on"]);
+    assert_line(&text, "warn  journal: fsync = off", &["Set fsync = on"]);
     assert_line(&text, "ok    clock: this host's agrees with the journal's database", &[]);
     assert_eq!(worker.stop().await.code(), Some(0));
     server.stop().await;

@@ -51,7 +51,7 @@ async fn a_rule_sends_back_what_is_safe_as_often_as_it_says_and_leaves_the_rest(
     stage.wait_state(&home, "mended", "dead").await;
     stage.anvil.set_code(CONTRACT, SINK).await.unwrap();
     stage.wait_state(&home, "mended", "final").await;
-    assert!(looks() > before);
+    wait_until("a worker has looked again", LONG, async || looks() > before).await;
     assert_eq!(sent_back(&stage, &home, "mended").await, 1);
     wait_until("the others lie there", LONG, async || stage.depth(DEAD).await == (4, 0)).await;
     for id in ["a", "b"] {

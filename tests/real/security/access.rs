@@ -184,7 +184,7 @@ async fn what_stands_in_the_way_of_tls_is_named_with_its_remedy() {
         let (code, text) = home.command(BINARY, &["doctor"]).await;
         let host = address.rsplit(['@', '/']).next().unwrap();
         assert_eq!(code, 69, "{address} {lines}: {text}");
-        for words in [what, remedy, &format!("{host}:{port}/own")] {
+        for words in [what, remedy, &format!("{host}:{port} (virtual host own)")] {
             assert!(text.contains(words), "{address}:{port} {lines}: no {words:?} in\n{text}");
         }
         assert!(!text.contains("guest:guest"), "{text}");
