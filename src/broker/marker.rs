@@ -147,32 +147,34 @@ impl SessionMarkers {
 impl Hold {
     /// Waits until it is this consumer's turn, reads the queue up to a probe, and takes out what is no marker.
     async fn read(&mut self) -> Result<(), BrokerError> {
-        let (turn, end) = (ids::unique(), ids::unique());
+        let end = ids::unique();
         let until = Instant::now() + PATIENCE_WITH_OTHERS;
         let (mut has_turn, mut strangers) = (false, 0);
-        self.publish(PROBE, &turn, &[]).await?;
+        self.publish(PROBE, &ids::unique(), &[]).await?;
         loop {
             let failed = |detail: &str| self.session.connected.failed(READ, detail.to_owned());
+            if Instant::now() >= until {
+                return Err(failed("another instance reads it"));
+            }
             let delivery = match tokio::time::timeout(TRY_AGAIN, self.consumer.next()).await {
                 Ok(Some(Ok(delivery))) => delivery,
                 Ok(Some(Err(error))) => return Err(failed(&broker_detail(&error))),
                 Ok(None) => return Err(failed("the broker cancelled the consumer")),
-                Err(_) if Instant::now() >= until => return Err(failed("another instance reads it")),
                 // The instance before may have taken the probe away.
                 Err(_) if !has_turn => {
-                    self.publish(PROBE, &turn, &[]).await?;
+                    self.publish(PROBE, &ids::unique(), &[]).await?;
                     continue;
                 }
                 Err(_) => continue,
             };
+            // The broker delivers to the consumer alone whose turn it is, probes of others too.
+            if !std::mem::replace(&mut has_turn, true) {
+                self.publish(PROBE, &end, &[]).await?;
+            }
             if text(delivery.properties.kind()) == PROBE {
                 self.ack(&delivery).await?;
-                let id = text(delivery.properties.message_id());
-                if id == end {
+                if text(delivery.properties.message_id()) == end {
                     return Ok(());
-                }
-                if id == turn && !std::mem::replace(&mut has_turn, true) {
-                    self.publish(PROBE, &end, &[]).await?;
                 }
             } else if let Some(marker) = Marker::read(&delivery.data).filter(|_| self.tags.len() < MOST_MARKERS) {
                 self.found.push(marker);

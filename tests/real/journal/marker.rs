@@ -3,7 +3,10 @@
 use std::path::Path;
 use std::time::Duration;
 
-use lapin::options::{BasicGetOptions, BasicNackOptions};
+use futures_util::StreamExt;
+use lapin::BasicProperties;
+use lapin::options::{BasicAckOptions, BasicCancelOptions, BasicConsumeOptions, BasicGetOptions, BasicNackOptions};
+use lapin::types::FieldTable;
 
 use crate::journal::databases::shared_journal;
 use crate::operators::host::clock_library;
@@ -51,6 +54,28 @@ async fn a_second_journal(stage: Stage, first: WorkerConfig, second: WorkerConfi
     assert_eq!(other.stop().await.code(), Some(0));
     stage.amqp.publish(QUEUE, with_id("order-2"), b"two").await;
     assert_takes_nothing(&stage, 1).await;
+}
+
+/// Instances that wait for their turn send probes, and the one before may have taken this one's away.
+#[tokio::test]
+async fn a_worker_gets_its_turn_among_the_probes_of_others() {
+    let Some(stage) = Stage::with_blocks().await else { return };
+    let home = WorkerHome::new(&stage.config());
+    stage.topology(&home).await;
+    let (options, arguments) = (BasicConsumeOptions::default(), FieldTable::default());
+    let channel = &stage.amqp.channel;
+    let mut before = channel.basic_consume(MARKER.into(), "before".into(), options, arguments).await.unwrap();
+    let mut worker = home.start(BINARY);
+    let probe = before.next().await.unwrap().unwrap();
+    probe.ack(BasicAckOptions::default()).await.unwrap();
+    channel.basic_cancel("before".into(), BasicCancelOptions::default()).await.unwrap();
+    let others = BasicProperties::default().with_type("chainwriter.probe".into());
+    wait_until("it serves the queue", LONG, async || {
+        stage.amqp.publish(MARKER, others.clone(), b"").await;
+        worker.log().contains("the journal serves the queue")
+    })
+    .await;
+    assert_eq!(worker.stop().await.code(), Some(0));
 }
 
 /// C10
