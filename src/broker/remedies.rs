@@ -1,4 +1,4 @@
-//! What an operator can do where the broker cannot be used, in one short sentence each.
+//! Remedies for an operator where the broker cannot be used, in one short sentence each.
 
 /// The broker's alarm, in words of this program: AMQP has none for it.
 pub(super) const TAKES_NO_MESSAGES: &str = "it takes no messages now: its alarm for memory or disk is on";

@@ -1,4 +1,4 @@
-//! What a session watches besides deliveries: its connections, the flow that intake wants, the lanes' hunger.
+//! Signals that a session watches besides deliveries: its connections, the flow that intake wants, the lanes' hunger.
 
 use futures_util::future::select_all;
 use futures_util::{Stream, StreamExt};
@@ -33,7 +33,7 @@ pub(super) async fn any_changes(hunger: &mut [watch::Receiver<bool>]) {
 /// Returns the flow that intake wants.
 ///
 /// # Errors
-/// When the session has to end for that: what it delivered is to go back.
+/// The session has to end for that: what it delivered must go back.
 pub(super) fn wanted(flow: &mut watch::Receiver<Flow>, has_delivered: bool) -> Result<Flow, BrokerError> {
     let wanted = *flow.borrow_and_update();
     if wanted == Flow::Withdrawn && has_delivered { Err(BrokerError::Withdrawn) } else { Ok(wanted) }

@@ -14,6 +14,7 @@ use crate::rpc::{Headers, Tls, client_with};
 pub enum Role {
     #[default]
     All,
+    /// Gets no transactions.
     Read,
     /// Gets transactions, and is asked for nothing else.
     Send,

@@ -1,4 +1,4 @@
-//! What each endpoint has of an account: its transaction counts, and a transaction in its pool.
+//! Each endpoint's view of an account: its transaction counts, and a transaction in its pool.
 
 use std::time::Duration;
 
@@ -32,7 +32,7 @@ impl NodeClient {
             let answer = Endpoint::ask::<Value>(endpoint, "eth_getTransactionCount", params);
             let answer = match at {
                 CountAt::Pools => timeout(POOL_LIMIT, answer).await.unwrap_or_else(|_| Err(late(endpoint))),
-                // What another chain has says nothing. That there is such an endpoint shows that the others are not all.
+                // An endpoint of another chain says nothing of this one. Its error shows that the others are not all there are.
                 CountAt::Block(_) if !endpoint.health().is_verified() => Err(late(endpoint)),
                 CountAt::Block(_) | CountAt::Pending => answer.await,
             };

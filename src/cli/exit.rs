@@ -1,4 +1,4 @@
-//! How commands end: exit codes, after sysexits.h where it has one, and what is said last.
+//! Ends of commands: exit codes, after sysexits.h where it has one, and the last line.
 
 use crate::broker::{BrokerError, PublishError};
 use crate::chain::ChainError;

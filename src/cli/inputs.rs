@@ -1,4 +1,4 @@
-//! What commands work with: addresses, files, the chain's client.
+//! Inputs of commands: addresses, files, the chain's client.
 
 use std::fs::{File, OpenOptions};
 use std::io::{BufRead, BufReader};

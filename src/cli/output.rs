@@ -1,4 +1,4 @@
-//! What commands print: lines, documents, progress, durations.
+//! Output of commands: lines, documents, progress, durations.
 
 use std::borrow::Cow;
 use std::fmt::{self, Display};

@@ -86,7 +86,7 @@ impl FeeRules {
     }
 
     /// Returns the highest price that a cancellation can still replace under the cap, or `needed` if that is more. Headroom
-    /// above it would help nobody where blocks pass the transaction over at any price.
+    /// above it helps nothing where blocks pass the transaction over at any price.
     fn replaceable(&self, needed: Wei) -> Wei {
         let below = Wei(self.max_fee.0 / BUMP.0 * BUMP.1 + self.max_fee.0 % BUMP.0 * BUMP.1 / BUMP.0);
         below.max(needed)

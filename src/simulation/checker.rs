@@ -80,7 +80,7 @@ pub(super) struct Checker {
     pub(super) was_restored: bool,
     /// The dead letters that there were then.
     pub(super) dead_before_restore: BTreeSet<(String, Generation)>,
-    /// Whose ids are told apart, in some of the runs.
+    /// The scope that tells ids apart, in some of the runs.
     pub(super) scopes: Option<Scopes>,
 }
 

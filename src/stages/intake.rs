@@ -51,6 +51,7 @@ pub struct Intake {
     pub newer_rules: watch::Receiver<AdmissionRules>,
     /// Accounts that take no new messages.
     pub retiring: watch::Receiver<BTreeSet<Address>>,
+    /// Holds at least one.
     pub lanes: Vec<IntakeLane>,
     pub journal: Arc<dyn Admissions>,
     pub settle: mpsc::Sender<Admitted>,
@@ -201,8 +202,12 @@ impl Intake {
         let mut arrivals = Vec::with_capacity(batch.len());
         let mut admissions = Vec::with_capacity(batch.len());
         let taken_at = Timestamp::now();
-        for Delivery { message, token, .. } in self.refuse_again(batch).await? {
-            match sheltered(|| admit(&self.rules, &message)).map(|candidate| candidate.at(taken_at)) {
+        let judged = batch.into_iter().map(|delivery| {
+            let candidate = sheltered(|| admit(&self.rules, &delivery.message));
+            (delivery, candidate)
+        });
+        for (Delivery { message, token, .. }, candidate) in self.refuse_again(judged.collect()).await? {
+            match candidate.map(|candidate| candidate.at(taken_at)) {
                 Ok(Candidate { id, not_before: Some(until), .. }) if until > taken_at => {
                     self.postpone(id, message, until, token).await;
                 }

@@ -1,4 +1,4 @@
-//! What the commands for dead letters have in common: how letters are chosen, how an operator agrees, how lines are printed.
+//! Shared by the commands for dead letters: how letters are chosen, how an operator agrees, how lines are printed.
 
 use std::io::{IsTerminal, Write};
 use std::time::Duration;

@@ -4,10 +4,13 @@ use crate::broker::{AckToken, Delivery};
 use crate::journal::{JournalError, RecordedRefusal, RefusalKey};
 use crate::model::headers::header;
 use crate::model::{BodyHash, Generation, Message, RequestId, Timestamp};
-use crate::policy::admission::{Refusal, admit, sheltered};
+use crate::policy::admission::{Candidate, Refusal};
 use crate::policy::arrival::Verdict;
 use crate::stages::intake::Intake;
 use crate::stages::settle::inbox::{Admitted, Refused, refused_id};
+
+/// A delivery, and what reading its message as a request comes to.
+type Judged = (Delivery, Result<Candidate, Refusal>);
 
 impl Intake {
     pub(super) async fn refuse(&self, message: Message, refusal: Refusal, token: AckToken) {
@@ -34,15 +37,15 @@ impl Intake {
 
     /// Refuses those again that the journal has as refused from an earlier delivery, and returns the others. A letter that came
     /// back by hand is no such delivery.
-    pub(super) async fn refuse_again(&self, batch: Vec<Delivery>) -> Result<Vec<Delivery>, JournalError> {
-        let keys: Vec<_> = batch.iter().map(|delivery| self.refusal_key(delivery)).collect();
+    pub(super) async fn refuse_again(&self, batch: Vec<Judged>) -> Result<Vec<Judged>, JournalError> {
+        let keys: Vec<_> = batch.iter().map(refusal_key).collect();
         let known = keys.iter().flatten().cloned().collect::<Vec<_>>();
         if known.is_empty() {
             return Ok(batch);
         }
         let recorded = self.journal.refused_before(known).await?;
         let mut others = Vec::with_capacity(batch.len());
-        for (delivery, key) in batch.into_iter().zip(keys) {
+        for ((delivery, candidate), key) in batch.into_iter().zip(keys) {
             let newest = key.and_then(|key| recorded.iter().rev().find(|(known, _)| *known == key).cloned());
             match newest {
                 Some((key, recorded)) => {
@@ -50,21 +53,21 @@ impl Intake {
                     let Delivery { message, token, .. } = delivery;
                     self.pass_on_refused(message, Some(key.named), recorded, token, true).await;
                 }
-                None => others.push(delivery),
+                None => others.push((delivery, candidate)),
             }
         }
         Ok(others)
     }
+}
 
-    fn refusal_key(&self, Delivery { message, is_redelivered, .. }: &Delivery) -> Option<RefusalKey> {
-        if !is_redelivered || message.headers.contains_key(header::DEAD_AT) {
-            return None;
-        }
-        let named = match sheltered(|| admit(&self.rules, message)) {
-            Ok(candidate) => candidate.id,
-            Err(refusal) => refusal.id?,
-        };
-        let generation = Generation::read_from(&message.headers).unwrap_or_default();
-        Some(RefusalKey { named, body_hash: BodyHash::of(&message.body), generation })
+fn refusal_key((Delivery { message, is_redelivered, .. }, candidate): &Judged) -> Option<RefusalKey> {
+    if !is_redelivered || message.headers.contains_key(header::DEAD_AT) {
+        return None;
     }
+    let named = match candidate {
+        Ok(candidate) => &candidate.id,
+        Err(refusal) => refusal.id.as_ref()?,
+    };
+    let generation = Generation::read_from(&message.headers).unwrap_or_default();
+    Some(RefusalKey { named: named.clone(), body_hash: BodyHash::of(&message.body), generation })
 }

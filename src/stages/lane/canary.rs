@@ -1,4 +1,4 @@
-//! How many cancellations of refused transactions may be open at once.
+//! Limits the cancellations of refused transactions that are open at once.
 
 use crate::stages::lane::in_flight::InFlight;
 use crate::stages::lane::pool_status::PoolStatus;

@@ -1,4 +1,4 @@
-//! What all terms of a lane share: its settings, the seams that it works with, and its ways to settle and to the outside.
+//! Shared by all terms of a lane: its settings, the seams that it works with, and its ways to settle and to the outside.
 
 use std::sync::Arc;
 use std::time::Duration;

@@ -1,4 +1,4 @@
-//! What the nodes say of a transaction that is in no block, and what each observation makes of it.
+//! The status of a transaction that is in no block, as nodes report it, and the transitions that observations cause.
 
 use tokio::time::Instant;
 
@@ -7,7 +7,7 @@ use crate::model::Purpose;
 use crate::policy::refusals::Lack;
 use crate::stages::lane::refusal::{Refusal, RefusalKind};
 
-/// What the nodes say of the newest signed transaction of a nonce. An answer decides when the bytes are sent again and
+/// Holds what the nodes say of the newest signed transaction of a nonce. An answer decides when the bytes are sent again and
 /// whether they are replaced; it never ends a nonce.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) enum PoolStatus {
@@ -58,7 +58,7 @@ pub(super) enum Observation<'a> {
     Refused { kind: RefusalKind, words: &'a str, at: Instant },
     /// A node does not take it since the account cannot pay it, and the node's balance is right.
     Unpaid { words: &'a str, at: Instant, purpose: Purpose },
-    /// The account can pay it, or nobody knows otherwise any more.
+    /// The account can pay it, or nothing known says otherwise any more.
     Payable,
     /// Nodes fail at it as in an outage. Where they answer other calls the fault may be its own.
     Failed { words: &'a str, at: Instant, others_answered: bool },
@@ -122,7 +122,7 @@ impl PoolStatus {
             (Self::Refused(_), O::Included) => Self::Unknown,
             // The node of that block may have dropped it.
             (Self::NonceUsed, O::Orphaned) => Self::Unknown,
-            // What nodes refuse for another reason than its price they may refuse at the next price too.
+            // Nodes that refuse it for another reason than its price may refuse it at the next price too.
             (Self::Refused(refusal), O::Replaced(Purpose::Write)) if refusal.kind.outlives_price() => {
                 Self::Refused(refusal)
             }
@@ -141,16 +141,7 @@ impl PoolStatus {
     }
 
     fn refused(self, kind: RefusalKind, words: &str, at: Instant) -> Self {
-        let before = match self {
-            Self::Refused(before) => Some(before),
-            Self::Unknown
-            | Self::Pooled
-            | Self::HeldBack(_)
-            | Self::Underpriced(_)
-            | Self::Outbid(_)
-            | Self::NonceUsed => None,
-        };
-        Self::Refused(Refusal::after(before, kind, words, at))
+        Self::Refused(Refusal::after(self.refusal().cloned(), kind, words, at))
     }
 
     /// Returns the refusals of the newest, without an answer since then that a node takes it.

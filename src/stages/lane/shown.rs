@@ -1,4 +1,4 @@
-//! What a term shows of itself: for the status, for intake, and for the other instances.
+//! Shows the state of a term: for the status, for intake, and for the other instances.
 
 use crate::stages::lane::settings::{Held, LaneState, OutagePolicy};
 use crate::stages::lane::term::Term;

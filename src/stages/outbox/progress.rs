@@ -1,4 +1,4 @@
-//! How far the outbox has got: which targets are paused or busy, how much goes to each at once, and what is read next.
+//! Progress of the outbox: which targets are paused or busy, how much goes to each at once, and what is read next.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::pin::Pin;
@@ -149,14 +149,14 @@ impl Progress {
         }
     }
 
-    /// Halves what goes to this target at once after a batch of so many rows that was not confirmed in time.
+    /// Halves the number of rows that go to this target at once, after a batch of this size that was not confirmed in time.
     pub(super) fn shorten(&mut self, target: &Target, rows: usize) {
         if let Target::Kind(kind) = target {
             self.shorter.insert(kind.clone(), (rows / 2).max(1));
         }
     }
 
-    /// Doubles it after a batch of so many rows, if that had as many as it could.
+    /// Doubles that number after a confirmed batch of this size, if the batch was full.
     pub(super) fn lengthen(&mut self, target: &Target, rows: usize) {
         let Target::Kind(kind) = target else { return };
         let Some(most) = self.shorter.get_mut(kind).filter(|most| rows >= **most) else { return };

@@ -146,6 +146,19 @@ async fn chain() -> Anvil {
     anvil
 }
 
+/// A reader of the pages, with a broker, a chain and the objects that `make tour` makes. `None` where there is no broker or chain.
+async fn visit() -> Option<(Stage, Anvil, Visit)> {
+    if !services_are_here() {
+        return None;
+    }
+    // The pages name the virtual host "/".
+    let stage = Stage::with_own_broker(AnvilConfig::default()).await?;
+    let anvil = chain().await;
+    let visit = Visit::new(&stage.rabbit.uri("/"), &anvil.url());
+    visit.printed("chainwriter topology apply").await;
+    Some((stage, anvil, visit))
+}
+
 /// Opens the contract's door once the worker was refused, as the tour does.
 async fn open_door(visit: &Visit, anvil: &Anvil) {
     wait_until("the retry is planned", LONG, async || visit.log().contains("order-2")).await;
@@ -172,14 +185,7 @@ fn a_line_of_a_page_stands_for_what_is_printed() {
 /// Each command of the tour prints what the page shows.
 #[tokio::test]
 async fn the_tour_prints_what_its_page_shows() {
-    if !services_are_here() {
-        return;
-    }
-    // The page names the virtual host "/".
-    let Some(stage) = Stage::with_own_broker(AnvilConfig::default()).await else { return };
-    let anvil = chain().await;
-    let mut visit = Visit::new(&stage.rabbit.uri("/"), &anvil.url());
-    visit.printed("chainwriter topology apply").await;
+    let Some((_stage, anvil, mut visit)) = visit().await else { return };
     let mut count = 0;
     for block in blocks(TOUR) {
         if block.iter().any(|line| line.contains("stopped")) && typed(&block).is_empty() {
@@ -226,13 +232,7 @@ fn program(language: &str) -> &'static str {
 /// The programs of the page say what they wait for while no worker runs, and print the outcome.
 #[tokio::test]
 async fn the_programs_of_the_first_message_wait_for_a_worker_and_print_the_outcome() {
-    if !services_are_here() {
-        return;
-    }
-    let Some(stage) = Stage::with_own_broker(AnvilConfig::default()).await else { return };
-    let anvil = chain().await;
-    let mut visit = Visit::new(&stage.rabbit.uri("/"), &anvil.url());
-    visit.printed("chainwriter topology apply").await;
+    let Some((_stage, _anvil, mut visit)) = visit().await else { return };
     let libraries = Path::new(env!("CARGO_MANIFEST_DIR")).join(".tools/producers");
     let folder = visit.guard.folder().to_owned();
     std::fs::write(folder.join("first.py"), program("python")).unwrap();
